@@ -1,0 +1,36 @@
+"""pdeopt: PDE-constrained optimisation on finite elements, with learned solvers that PETSc verifies.
+
+Importing this package loads MPI first, which is the one order in which DOLFINx and PETSc can follow,
+caps the threads of every rank and arms the checks that keep a parallel run from hanging. It loads
+neither DOLFINx nor torch: the public names below arrive when they are first used.
+"""
+
+import importlib
+from typing import Any
+
+from pdeopt._startup import prepare_process
+
+__version__ = "0.1.0"
+
+prepare_process()
+
+_PUBLIC_NAMES = {
+    "ControlProblem": "pdeopt.control",
+    "SolveReport": "pdeopt.report",
+    "read_mesh": "pdeopt.fem",
+}
+_SUBPACKAGES = ("bench", "control", "fem", "parallel", "plot", "problems", "report")
+
+__all__ = ["ControlProblem", "SolveReport", "__version__", "read_mesh"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC_NAMES:
+        return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"pdeopt.{name}")
+    raise AttributeError(f"module 'pdeopt' has no attribute {name!r}; it offers {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC_NAMES, *_SUBPACKAGES})

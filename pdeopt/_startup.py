@@ -1,0 +1,46 @@
+"""What must happen before anything else in the process: threads, MPI, the launcher check, no hangs."""
+
+import importlib.util
+import os
+import sys
+import traceback
+from types import TracebackType
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+
+def prepare_process() -> None:
+    """Cap threads, load MPI, check its launcher, and make an uncaught error end every rank.
+
+    Collective: no (MPI_Init apart).
+    """
+    for variable in _THREAD_VARIABLES:
+        os.environ.setdefault(variable, "1")
+    if importlib.util.find_spec("mpi4py") is None:
+        return  # `pdeopt info` still has to be able to say that it is missing
+    from mpi4py import MPI
+
+    from pdeopt.parallel import check_launcher
+
+    if MPI.COMM_WORLD.size > 1:
+        _abort_all_ranks_on_uncaught_errors()
+    check_launcher(os.environ, MPI.COMM_WORLD.size)
+
+
+def _abort_all_ranks_on_uncaught_errors() -> None:
+    """A rank that dies of an exception would leave the others waiting for ever: end them all."""
+    previous_hook = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        from mpi4py import MPI
+
+        if issubclass(kind, KeyboardInterrupt):
+            previous_hook(kind, error, trace)
+        else:
+            text = "".join(traceback.format_exception(kind, error, trace))
+            sys.stderr.write(f"[rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}]\n{text}")
+        sys.stderr.flush()
+        sys.stdout.flush()
+        MPI.COMM_WORLD.Abort(1)
+
+    sys.excepthook = hook
