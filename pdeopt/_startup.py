@@ -14,26 +14,38 @@ def prepare_process() -> None:
 
     Collective: no (MPI_Init apart).
     """
+    # A library that is already in the process has read these variables, and has to be told by other means.
+    tell_loaded_libraries = "numpy" in sys.modules and not any(name in os.environ for name in _THREAD_VARIABLES)
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, "1")
     if importlib.util.find_spec("mpi4py") is None:
         return  # `pdeopt info` still has to be able to say that it is missing
     from mpi4py import MPI
 
-    from pdeopt.parallel import check_launcher
+    from pdeopt.parallel import check_launcher, limit_threads
 
-    if MPI.COMM_WORLD.size > 1:
-        _abort_all_ranks_on_uncaught_errors()
+    if tell_loaded_libraries:
+        limit_threads()
+    _end_all_ranks_on_uncaught_errors()
     check_launcher(os.environ, MPI.COMM_WORLD.size)
 
 
-def _abort_all_ranks_on_uncaught_errors() -> None:
-    """A rank that dies of an exception would leave the others waiting for ever: end them all."""
+def _end_all_ranks_on_uncaught_errors() -> None:
+    """Install the hook that ends all ranks where one dies of an exception and the others would wait for ever."""
     previous_hook = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         from mpi4py import MPI
 
+        from pdeopt.report import LauncherError
+
+        if issubclass(kind, LauncherError):
+            # Nothing in the program is wrong: its traceback would only hide the one line that helps.
+            sys.stderr.write(f"pdeopt: {error}\n")
+            return
+        if MPI.COMM_WORLD.size == 1 or MPI.Is_finalized():
+            previous_hook(kind, error, trace)
+            return
         if issubclass(kind, KeyboardInterrupt):
             previous_hook(kind, error, trace)
         else:

@@ -1,6 +1,6 @@
 """What every room needs under MPI: errors that reach all ranks, random streams, verdicts, threads."""
 
-import builtins
+import ast
 import contextlib
 import hashlib
 import os
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdeopt import report
 from pdeopt.report import LauncherError, RankError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+# An error as it travels between ranks: module and name of its type, and its message.
+_Verdict = tuple[str, str, str]
 
 # Number of ranks that each launcher announces to the processes it starts. SLURM_NTASKS is left out
 # on purpose: it is set in an allocation's shell, where nothing has been launched yet.
@@ -53,25 +55,39 @@ def check_launcher(environment: Mapping[str, str], size: int) -> None:
     LauncherError
         If a launcher announced a size different from ``size``.
     """
-    for variable, launcher in _LAUNCHER_SIZES.items():
-        announced = environment.get(variable, "")
-        if announced.isdigit() and int(announced) != size:
-            ours = launcher_beside_interpreter()
-            remedy = f"use {ours}" if ours else "use the mpiexec of the environment that mpi4py was installed in"
-            raise LauncherError(
-                f"{launcher} started {announced} ranks ({variable}={announced}), but MPI of this Python sees {size}: "
-                f"the launcher belongs to another MPI; {remedy}"
-            )
+    announced = {name: int(value) for name in _LAUNCHER_SIZES if (value := environment.get(name, "")).isdigit()}
+    # One that agrees is enough: inside a shell that srun started, mpiexec's ranks carry both variables.
+    if not announced or size in announced.values():
+        return
+    variable, count = next(iter(announced.items()))
+    ours = launcher_beside_interpreter()
+    remedy = f"use {ours}" if ours else "use the mpiexec of the environment that mpi4py was installed in"
+    raise LauncherError(
+        f"{_LAUNCHER_SIZES[variable]} started {count} ranks ({variable}={count}), but MPI of this Python sees {size}: "
+        f"the launcher belongs to another MPI; {remedy}"
+    )
 
 
-def _rebuild_error(kind: str, message: str, rank: int, own_rank: int) -> Exception:
-    """Return the exception of another rank as the same type here, or a `RankError` that quotes it."""
-    error_type = getattr(report, kind, None) or getattr(builtins, kind, None)
-    text = message if rank == own_rank else f"{message} [on rank {rank}]"
+def _describe_error(error: Exception) -> _Verdict:
+    """Return what another rank needs to raise the same error: the type's module, its name, and the message."""
+    return type(error).__module__, type(error).__qualname__, str(error)
+
+
+def _rebuild_error(verdict: _Verdict, rank: int) -> Exception:
+    """Return the exception of another rank as the same type and message, or a `RankError` that quotes it."""
+    module, name, message = verdict
+    error_type = getattr(sys.modules.get(module), name, None)
+    rebuilt: Exception | None = None
     if isinstance(error_type, type) and issubclass(error_type, Exception):
-        with contextlib.suppress(TypeError):  # types with other constructors, such as UnicodeDecodeError
-            return error_type(text)
-    return RankError(f"{kind}: {text}")
+        with contextlib.suppress(Exception):  # types with other constructors, such as UnicodeDecodeError
+            # KeyError prints its argument quoted, and the message to repeat already has those quotes.
+            argument = ast.literal_eval(message) if issubclass(error_type, KeyError) else message
+            candidate = error_type(argument)
+            rebuilt = candidate if str(candidate) == message else None
+    if rebuilt is None:
+        rebuilt = RankError(f"{name}: {message}")
+    rebuilt.add_note(f"(raised on rank {rank})")
+    return rebuilt
 
 
 def raise_everywhere(comm: "MPI.Comm", error: Exception | None) -> None:
@@ -86,13 +102,18 @@ def raise_everywhere(comm: "MPI.Comm", error: Exception | None) -> None:
 
     Collective: yes.
     """
-    verdicts = comm.allgather(None if error is None else (type(error).__name__, str(error)))
-    failed = [rank for rank, verdict in enumerate(verdicts) if verdict is not None]
-    if not failed:
-        return
-    if error is not None and failed[0] == comm.rank:
-        raise error
-    raise _rebuild_error(*verdicts[failed[0]], failed[0], comm.rank) from error
+    verdicts = comm.allgather(None if error is None else _describe_error(error))
+    try:
+        for rank, verdict in enumerate(verdicts):
+            if verdict is None:
+                continue
+            if error is not None and rank == comm.rank:
+                raise error
+            raise _rebuild_error(verdict, rank) from error
+    finally:
+        # The traceback holds this frame: without the cut it would keep the solvers of the failed call alive until
+        # the garbage collector runs, which it does at another moment on every rank.
+        del error
 
 
 @contextlib.contextmanager
@@ -108,7 +129,10 @@ def collective_errors(comm: "MPI.Comm") -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    raise_everywhere(comm, error)
+    try:
+        raise_everywhere(comm, error)
+    finally:
+        error = None  # see raise_everywhere
 
 
 def on_root[Result](comm: "MPI.Comm", function: Callable[[], Result]) -> Result:
@@ -116,19 +140,19 @@ def on_root[Result](comm: "MPI.Comm", function: Callable[[], Result]) -> Result:
 
     Collective: yes. The result travels by mpi4py's object broadcast: keep it small.
     """
-    error: Exception | None = None
-    result: Result | None = None
-    if comm.rank == 0:
-        try:
-            result = function()
-        except Exception as caught:
-            error = caught
-    verdict = comm.bcast(None if error is None else (type(error).__name__, str(error)))
-    if error is not None:
-        raise error
-    if verdict is not None:
-        raise _rebuild_error(*verdict, 0, 0)
-    return comm.bcast(result)  # type: ignore[no-any-return]
+    if comm.rank != 0:
+        verdict, result = comm.bcast(None)
+        if verdict is not None:
+            raise _rebuild_error(verdict, 0)
+        return result
+    try:
+        result = function()
+        # A result that cannot be serialised fails here before anything is sent, so the others still wait for a verdict.
+        comm.bcast((None, result))
+    except Exception as error:
+        comm.bcast((_describe_error(error), None))
+        raise
+    return result
 
 
 class CallbackErrors:
@@ -149,14 +173,18 @@ class CallbackErrors:
         try:
             yield
         except Exception as caught:
-            self._error = self._error or caught
+            if self._error is None:
+                self._error = caught
             if poison is not None:
                 poison()
 
     def raise_stored(self) -> None:
         """Raise the stored error of any rank on every rank. Collective: yes."""
         error, self._error = self._error, None
-        raise_everywhere(self.comm, error)
+        try:
+            raise_everywhere(self.comm, error)
+        finally:
+            error = None  # see raise_everywhere
 
 
 def random_stream(name: str, seed: int = 0, comm: "MPI.Comm | None" = None) -> np.random.Generator:

@@ -51,6 +51,7 @@ KSP_ADVICE = {
     -3: "the iteration limit was reached: raise ksp_max_it, or choose a stronger preconditioner (pc_type)",
     -4: "the residual grew beyond the divergence tolerance: the preconditioner does not fit the matrix",
     -5: "the Krylov method broke down: try ksp_type fgmres, or another preconditioner",
+    -6: "the biconjugate method broke down: try ksp_type fgmres",
     -7: "the operator is not symmetric although the method requires it: try ksp_type fgmres",
     -8: "the preconditioner is indefinite: choose a definite one, or ksp_type fgmres",
     -9: "the operator or right-hand side has NaN or Inf: look at the coefficients and the initial guess",
@@ -59,11 +60,18 @@ KSP_ADVICE = {
 }
 SNES_ADVICE = {
     -1: "the residual cannot be evaluated there: start nearer to the solution",
+    -2: "the limit of residual evaluations was reached: raise snes_max_funcs",
     -3: "the linear solve inside Newton's method failed: see its own reason with ksp_converged_reason",
     -4: "the residual is NaN or Inf: start nearer to the solution, or check the coefficients",
     -5: "the iteration limit was reached: raise snes_max_it, or start nearer to the solution",
     -6: "the line search failed: start nearer to the solution, or check the derivatives with taylor_test()",
+    -7: "the inner solve of the nonlinear preconditioner failed: see its own reason with npc_snes_converged_reason",
+    -8: "the line search is stuck in a local minimum of the residual: start nearer to the solution",
     -9: "the residual grew beyond the divergence tolerance: start nearer to the solution",
+    -10: "the Jacobian cannot be evaluated there: start nearer to the solution",
+    -11: "the trust region shrank to nothing: check the derivatives with taylor_test()",
+    -13: "the objective cannot be evaluated there: start nearer to the solution",
+    -14: "the objective is NaN or Inf: start nearer to the solution, or check the coefficients",
 }
 TAO_ADVICE = {
     -2: "the iteration limit was reached: raise tao_max_it",
@@ -118,7 +126,10 @@ class SolveReport:
         """Last residual norm over the first; NaN when none was recorded."""
         if not self.residuals:
             return math.nan
-        return self.residuals[-1] / self.residuals[0] if self.residuals[0] > 0 else 0.0
+        first, last = self.residuals[0], self.residuals[-1]
+        if first == 0.0:
+            return 0.0 if last == 0.0 else math.inf
+        return last / first
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the (label, value) pairs of the printed table."""

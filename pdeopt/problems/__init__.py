@@ -1,0 +1,31 @@
+"""Model problems with their exact or published answers; demos, tests and benchmarks use them."""
+
+import importlib
+from typing import Any
+
+# Public name -> the module that defines it, loaded when the name is first used.
+_PUBLIC_NAMES = {
+    "GaussianRandomField": "pdeopt.problems.lognormal",
+    "LinearModelProblem": "pdeopt.problems.linear",
+    "anisotropic_diffusion": "pdeopt.problems.diffusion",
+    "checkerboard_diffusion": "pdeopt.problems.diffusion",
+    "convection_diffusion": "pdeopt.problems.convection",
+    "helmholtz": "pdeopt.problems.waves",
+    "linear_elasticity": "pdeopt.problems.elasticity",
+    "lognormal_diffusion": "pdeopt.problems.diffusion",
+    "poisson": "pdeopt.problems.diffusion",
+    "rigid_body_modes": "pdeopt.problems.elasticity",
+    "stokes": "pdeopt.problems.flow",
+}
+
+__all__ = list(_PUBLIC_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC_NAMES:
+        return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
+    raise AttributeError(f"module 'pdeopt.problems' has no attribute {name!r}; it offers {', '.join(_PUBLIC_NAMES)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC_NAMES})
