@@ -78,7 +78,7 @@ def test_gathered_grid_is_the_same_on_any_number_of_ranks():
         gather_grid(field(square, ("P", 1, (2, 2)), lambda x: np.zeros((4, x.shape[1]))))
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 2])
 def test_picture_shows_the_field_in_the_colours_of_the_bar(shared_tmp_path):
     square = mesh.create_unit_square(COMM, 8, 8)
     state = field(square, ("P", 1), lambda x: np.sin(np.pi * x[0]) * np.sin(np.pi * x[1]))

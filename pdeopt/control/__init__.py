@@ -1,0 +1,5 @@
+"""Control problems: objective and state equation in UFL, optimum by PETSc."""
+
+from pdeopt.control.problem import ControlProblem
+
+__all__ = ["ControlProblem"]

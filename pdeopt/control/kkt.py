@@ -10,7 +10,7 @@ holds, and degrees of freedom of a control that act nowhere, are fixed: their ro
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
 
@@ -270,13 +270,30 @@ class KKTSystem:
 
     def matrix(self, blocks: Blocks) -> PETSc.Mat:
         """Return the KKT matrix as a nest of the blocks, transposes included without copies. Collective: yes."""
+        return self._nest(blocks, lambda block: PETSc.Mat().createTranspose(block))
+
+    def monolithic_matrix(self, blocks: Blocks) -> PETSc.Mat:
+        """Return the KKT matrix as one AIJ matrix, for factorisations. Collective: yes."""
+        transposes: list[PETSc.Mat] = []
+
+        def transpose(block: PETSc.Mat) -> PETSc.Mat:  # converting a nest of virtual transposes crashes in PETSc 3.25
+            transposes.append(block.transpose(PETSc.Mat()))
+            return transposes[-1]
+
+        nest = self._nest(blocks, transpose)
+        matrix = nest.convert("aij", PETSc.Mat())
+        for item in (nest, *transposes):
+            item.destroy()
+        return matrix
+
+    def _nest(self, blocks: Blocks, transpose: Callable[[PETSc.Mat], PETSc.Mat]) -> PETSc.Mat:
         last = self.adjoint_field
         table: list[list[PETSc.Mat | None]] = [[None] * (last + 1) for _ in range(last + 1)]
 
         def place(row: int, column: int, block: PETSc.Mat | None) -> None:
             table[row][column] = block
             if row != column and block is not None:
-                table[column][row] = PETSc.Mat().createTranspose(block)
+                table[column][row] = transpose(block)
 
         place(0, 0, blocks.state_state)
         place(last, 0, blocks.state_operator)

@@ -150,8 +150,8 @@ def collect_mesh(
     blocks = [block for block in blocks if len(block.nodes)]
     dimension = max((block.dimension for block in blocks), default=0)
     if dimension < 2:
-        found = ", ".join(sorted({block.shape for block in blocks})) or "no elements"
-        raise MeshError(f"it has {found} but no cells; write the surface or volume elements too ({SUPPORTED_CELLS})")
+        found = ", ".join(sorted({f"{block.shape}s" for block in blocks})) or "no elements at all"
+        raise MeshError(f"it has {found}; write the cells too: {SUPPORTED_CELLS}")
     top = [block for block in blocks if block.dimension == dimension]
     kinds = sorted({(block.shape, block.degree) for block in top})
     if len(kinds) > 1:

@@ -64,7 +64,7 @@ def check_tags(arrays: MeshArrays) -> None:
 def _check_coordinates(points: Floats) -> None:
     bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
     if len(bad):
-        raise MeshError(f"node {bad[0]} has the coordinates {points[bad[0]].tolist()} "
+        raise MeshError(f"node {bad[0]} (counted from 0) has the coordinates {points[bad[0]].tolist()} "
                         f"({len(bad)} nodes are not finite); write the mesh again")  # fmt: skip
     if len(points) == 0 or np.ptp(points, axis=0).max() == 0.0:
         raise MeshError(f"its {len(points)} nodes span no area; write the mesh again")
@@ -92,8 +92,8 @@ def _check_coincident_nodes(arrays: MeshArrays) -> None:
     pair = _first_equal_rows(np.round(shifted / (1e-11 * shifted.max())).astype(np.int64))
     if pair is not None:
         place = points[pair[0]].tolist()
-        raise MeshError(f"nodes {used[pair[0]]} and {used[pair[1]]} are both at {place}, so the mesh is torn there; "
-                        "merge them (in Gmsh: Coherence Mesh, or gmsh.model.mesh.removeDuplicateNodes)")  # fmt: skip
+        raise MeshError(f"nodes {used[pair[0]]} and {used[pair[1]]} (counted from 0) are both at {place}, so the mesh "
+                        "is torn there; merge them (in Gmsh: gmsh.model.mesh.removeDuplicateNodes)")  # fmt: skip
 
 
 def _check_jacobians(arrays: MeshArrays, first: int) -> None:

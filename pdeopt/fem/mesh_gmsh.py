@@ -68,7 +68,7 @@ class _MshFile:
         if not data.lstrip().startswith((b"$MeshFormat", b"$Comments")):
             raise MeshError("it does not start with $MeshFormat, so it is no Gmsh file; export it as MSH 4.1")
         self.sections = _split_sections(data)
-        header = self.sections["MeshFormat"].split(b"\n", 1)
+        header = self.body("MeshFormat").split(b"\n", 1)
         version, binary, size = header[0].split()[:3]
         self.version = version.decode("ascii", "replace")
         if self.version not in ("2", "2.1", "2.2", "4.1"):

@@ -86,11 +86,11 @@ def write_fields(
     except Exception as caught:
         error = caught
     try:
+        complete = comm.allreduce(error is None, op=MPI.LAND)
+        on_root(comm, lambda: _publish(staging, targets if complete else ()))
         raise_everywhere(comm, error)
-        on_root(comm, lambda: _publish(staging, targets))
     finally:
-        if comm.rank == 0:
-            shutil.rmtree(staging, ignore_errors=True)
+        error = None  # its traceback holds this frame, and with it the fields
     return targets
 
 
@@ -222,15 +222,18 @@ def _prepare(path: str | pathlib.Path, names: Sequence[str]) -> tuple[pathlib.Pa
 
 
 def _publish(staging: pathlib.Path, targets: Sequence[pathlib.Path]) -> None:
-    """Give complete files their final names; what they replace goes into the staging folder and vanishes with it."""
-    for target in targets:
-        if target.exists():
-            target.rename(staging / f"replaced-{target.name}")
-        # XDMF's own file names the HDF5 file: it comes last, so that it never stands without its numbers.
-        data = target.with_suffix(".h5")
-        with contextlib.suppress(FileNotFoundError):
-            (staging / data.name).replace(data)
-        (staging / target.name).replace(target)
+    """Give complete files their final names, and remove the staging folder with all that they replace."""
+    try:
+        for target in targets:
+            if target.exists():
+                target.rename(staging / f"replaced-{target.name}")
+            # XDMF's own file names the HDF5 file: it comes last, so that it never stands without its numbers.
+            data = target.with_suffix(".h5")
+            with contextlib.suppress(FileNotFoundError):
+                (staging / data.name).replace(data)
+            (staging / target.name).replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_vtx(path: pathlib.Path, fields: Sequence[tuple[str, fem.Function[Any]]], time: float) -> None:

@@ -39,7 +39,7 @@ def vtx_arrays(path):
     data = b"".join(part.read_bytes() for part in sorted(path.glob("data.*")))
     schema = re.search(rb"<VTKFile.*?</VTKFile>", (path / "md.0").read_bytes(), re.DOTALL)
     tree = ElementTree.fromstring(schema.group())
-    names = {kind: {item.get("Name") for item in tree.iter(kind).__next__()} for kind in ("PointData", "CellData")}
+    names = {kind: {item.get("Name") for item in tree.iterfind(f".//{kind}/*")} for kind in ("PointData", "CellData")}
     return data, names
 
 
@@ -88,7 +88,7 @@ def test_fields_of_two_meshes_get_two_files(shared_tmp_path):
     assert control.x.array.tobytes() in vtx_arrays(written[1])[0]
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 3])
 def test_xdmf_file_holds_the_values(shared_tmp_path):
     domain = mesh.create_unit_square(MPI.COMM_WORLD, 5, 4)
     (written,) = write_fields(shared_tmp_path / "heat.xdmf", heat_fields(domain), time=2.5)

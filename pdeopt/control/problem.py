@@ -1,0 +1,165 @@
+"""The control problem as users state it: an objective and a state equation in UFL."""
+
+from collections.abc import Callable, Sequence
+
+from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+
+import dolfinx
+import numpy as np
+import numpy.typing as npt
+import ufl
+
+from pdeopt.control import checks
+from pdeopt.control.controls import Control, FieldControl, RealControl
+from pdeopt.control.kkt import KKTSystem
+from pdeopt.control.lagrangian import Lagrangian
+from pdeopt.control.newton import Bounds, NewtonSolver
+from pdeopt.fem import forms
+from pdeopt.report import SolveReport
+
+Bound = float | npt.NDArray[np.float64] | dolfinx.fem.Function | None
+"""A bound on a control: a number, an array for a real-valued control, a function of its space, or none."""
+
+
+class ControlProblem:
+    """Minimise J(y, u) subject to F(y, u; v) = 0 for all v, Dirichlet conditions, bounds on u and constraints G_k = 0.
+
+    Everything is plain UFL and may be nonlinear. The Lagrangian is L = J + F(y, u; p) + sum_k l_k G_k; adjoint equation,
+    gradient and Hessian are its derivatives, all integrated by one quadrature rule.
+
+    Parameters
+    ----------
+    objective
+        J, a functional (a form without arguments).
+    state_equation
+        F, a residual form: linear in one test function, or in ``adjoint`` itself.
+    state
+        y, a function; its values are the initial guess, and the result.
+    control
+        u, a function of any space, a `dolfinx.fem.Constant` (a vector of real numbers), or a sequence of such.
+    adjoint
+        p, a function of the state's space; made if None.
+    bcs
+        Dirichlet conditions of the state.
+    bounds
+        (lower, upper) for one control, or one such pair or None per control.
+    constraints
+        The G_k, functionals that must vanish.
+    control_inner_product
+        Bilinear form that measures a control, one per control; the L2 product where the control acts if None.
+    entity_maps
+        DOLFINx entity maps, if forms mix meshes.
+
+    Attributes
+    ----------
+    state, adjoint
+        The functions y and p, set by `solve`.
+    multipliers
+        The l_k, shape (constraints,), set by `solve`.
+
+    Raises
+    ------
+    ProblemError
+        If something about the problem cannot be right; the message says what, and what to do.
+
+    Collective: yes.
+    """
+
+    def __init__(
+        self,
+        *,
+        objective: ufl.Form,
+        state_equation: ufl.Form,
+        state: dolfinx.fem.Function,
+        control: dolfinx.fem.Function | dolfinx.fem.Constant | Sequence[dolfinx.fem.Function | dolfinx.fem.Constant],
+        adjoint: dolfinx.fem.Function | None = None,
+        bcs: Sequence[dolfinx.fem.DirichletBC] = (),
+        bounds: tuple[Bound, Bound] | Sequence[tuple[Bound, Bound] | None] | None = None,
+        constraints: Sequence[ufl.Form] = (),
+        control_inner_product: ufl.Form | Sequence[ufl.Form | None] | None = None,
+        entity_maps: Sequence[object] | None = None,
+    ) -> None:
+        controls = list(control) if isinstance(control, list | tuple) else [control]
+        adjoint = checks.check_unknowns(state, controls, adjoint)
+        residual = checks.check_forms(objective, state_equation, state, controls, adjoint, constraints)
+        checks.check_dirichlet(bcs, state)
+        products = _per_control(control_inner_product, len(controls), (ufl.Form, type(None)))
+        mesh = state.function_space.mesh
+        self.state, self.adjoint = state, adjoint
+        self.given_controls = tuple(controls)
+        self.comm: MPI.Comm = mesh.comm
+        self.controls: tuple[Control, ...] = tuple(
+            RealControl(c, mesh) if isinstance(c, dolfinx.fem.Constant) else FieldControl(c) for c in controls
+        )
+        stand_ins = {
+            given: real.function
+            for given, real in zip(controls, self.controls, strict=True)
+            if isinstance(given, dolfinx.fem.Constant)
+        }
+        fixed = [forms.fix_quadrature_degree(ufl.replace(form, stand_ins) if stand_ins else form)
+                 for form in (objective, residual, *constraints)]  # fmt: skip
+        multipliers = tuple(dolfinx.fem.Constant(mesh, 0.0) for _ in constraints)
+        self._lagrangian = Lagrangian(
+            fixed[0], fixed[1], tuple(fixed[2:]), state, adjoint, self.controls, multipliers, entity_maps
+        )
+        checks.check_dependence(self._lagrangian)
+        self.bounds = checks.check_bounds(bounds, controls, self.controls, self.comm)
+        self.system = KKTSystem(self._lagrangian, bcs, products)
+
+    @property
+    def multipliers(self) -> npt.NDArray[np.float64]:
+        """The multipliers of the extra constraints, shape (constraints,)."""
+        return np.array([float(multiplier.value) for multiplier in self._lagrangian.multipliers])
+
+    def objective_value(self) -> float:
+        """Return J at the present state and control. Collective: yes."""
+        return self.system.objective()
+
+    def solve(
+        self,
+        *,
+        method: str | None = None,
+        rtol: float = 1e-8,
+        max_iterations: int = 50,
+        monitor: Callable[[int, float], None] | None = None,
+    ) -> SolveReport:
+        """Find the optimum from the optimality system. Collective: yes.
+
+        State, control and adjoint are set; PETSc options under ``kkt_`` (the KKT solve), ``state_`` (state solves of the
+        reduced Hessian) and ``kkt_shifted_``, ``kkt_mass_`` (blocks of the preconditioners) override the defaults.
+
+        Parameters
+        ----------
+        method
+            "matched_schur", "pearson_wathen", "direct" or "reduced_hessian"; chosen by structure if None.
+        rtol
+            Relative tolerance for the Riesz norm of the KKT residual.
+        max_iterations
+            Newton or active-set steps.
+        monitor
+            Called on every rank with (iteration, residual norm).
+
+        Raises
+        ------
+        ConvergenceError
+            If the tolerance is not reached; nothing unconverged is returned as solved.
+        OptionError
+            If the method or a PETSc option does not fit the problem.
+        """
+        solver = NewtonSolver(self.system, self.bounds, method)
+        return solver.solve(rtol=rtol, max_iterations=max_iterations, monitor=monitor)
+
+    def destroy(self) -> None:
+        """Free the PETSc objects. Collective: yes."""
+        self.system.destroy()
+
+
+def _per_control(value: object, count: int, kinds: tuple[type, ...]) -> list[ufl.Form | None]:
+    """Return one entry per control from one entry, a sequence of them, or None."""
+    entries = list(value) if isinstance(value, list | tuple) else [value] * count
+    if len(entries) != count or not all(isinstance(entry, kinds) for entry in entries):
+        raise checks.ProblemError(
+            f"control_inner_product has {len(entries)} entries for {count} controls, or entries that are no forms: "
+            "give one bilinear form (or None) per control"
+        )
+    return entries
