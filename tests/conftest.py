@@ -9,6 +9,7 @@ import gc
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ os.environ.setdefault("PYVISTA_OFF_SCREEN", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from mpi4py import MPI  # noqa: E402
+
+if MPI.COMM_WORLD.size > 1:
+    # Ranks that share pytest's temporary root race to delete its links at the end of the session.
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(prefix=f"pdeopt_rank_{MPI.COMM_WORLD.rank}_")
 
 import pytest  # noqa: E402
 import pytest_timeout  # noqa: E402

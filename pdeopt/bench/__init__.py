@@ -5,4 +5,4 @@
 it runs.
 """
 
-BENCHES = {"control": "pdeopt.bench.control"}
+BENCHES: dict[str, str] = {}

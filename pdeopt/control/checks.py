@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
 
 import dolfinx
 import numpy as np
@@ -20,7 +20,7 @@ from pdeopt.report import ProblemError
 Given = dolfinx.fem.Function | dolfinx.fem.Constant
 
 
-def check_unknowns(state: object, controls: Sequence[object], adjoint: object) -> dolfinx.fem.Function:
+def check_unknowns(state: object, controls: Sequence[Given], adjoint: object) -> dolfinx.fem.Function:
     """Check kinds and spaces of state, controls and adjoint; return the adjoint, made if it is None."""
     if not isinstance(state, dolfinx.fem.Function):
         raise ProblemError(f"state is a {type(state).__name__}, not a dolfinx.fem.Function: pass the unknown itself")
@@ -29,7 +29,8 @@ def check_unknowns(state: object, controls: Sequence[object], adjoint: object) -
     for index, control in enumerate(controls):
         if not isinstance(control, Given):
             raise ProblemError(
-                f"control {index} is a {type(control).__name__}: pass a dolfinx.fem.Function, or a dolfinx.fem.Constant "
+                f"control {index} is a {type(control).__name__}: pass a dolfinx.fem.Function, or a "
+                "dolfinx.fem.Constant "
                 "for real-valued controls"
             )
         if control is state:
@@ -39,7 +40,9 @@ def check_unknowns(state: object, controls: Sequence[object], adjoint: object) -
     if adjoint is None:
         adjoint = dolfinx.fem.Function(state.function_space, name="adjoint")
     if not isinstance(adjoint, dolfinx.fem.Function):
-        raise ProblemError(f"adjoint is a {type(adjoint).__name__}, not a dolfinx.fem.Function: pass a function or None")
+        raise ProblemError(
+            f"adjoint is a {type(adjoint).__name__}, not a dolfinx.fem.Function: pass a function or None"
+        )
     if adjoint is state or any(adjoint is control for control in controls):
         raise ProblemError("the adjoint is also the state or a control: make a function of its own for each unknown")
     if adjoint.function_space != state.function_space:
@@ -57,12 +60,17 @@ def check_unknowns(state: object, controls: Sequence[object], adjoint: object) -
 
 def _check_functional(form: object, name: str) -> ufl.Form:
     if not isinstance(form, ufl.Form):
-        remedy = "multiply the integrand by a measure such as ufl.dx" if isinstance(form, ufl.core.expr.Expr) else "pass a UFL form"
+        remedy = (
+            "multiply the integrand by a measure such as ufl.dx"
+            if isinstance(form, ufl.core.expr.Expr)
+            else "pass a UFL form"
+        )
         raise ProblemError(f"{name} is a {type(form).__name__}, not a form: {remedy}")
     arguments = extract_arguments(form)
     if arguments:
         raise ProblemError(
-            f"{name} has {len(arguments)} test or trial functions, but must be a number: put the unknowns in their place"
+            f"{name} has {len(arguments)} test or trial functions, but must be a number: put the "
+            "unknowns in their place"
         )
     return form
 
@@ -80,7 +88,11 @@ def check_forms(
     for index, constraint in enumerate(constraints):
         _check_functional(constraint, f"constraint {index}")
     if not isinstance(state_equation, ufl.Form):
-        hint = "move the right-hand side over: F = a - L" if isinstance(state_equation, ufl.equation.Equation) else "pass a UFL form"
+        hint = (
+            "move the right-hand side over: F = a - L"
+            if isinstance(state_equation, ufl.equation.Equation)
+            else "pass a UFL form"
+        )
         raise ProblemError(f"state_equation is a {type(state_equation).__name__}, not a form: {hint}")
     arguments = extract_arguments(state_equation)
     if len(arguments) > 1:
@@ -91,37 +103,50 @@ def check_forms(
         if arguments[0].ufl_function_space() != state.function_space.ufl_function_space() and (
             arguments[0].ufl_function_space() != state.function_space
         ):
-            raise ProblemError("the test function of state_equation is of another space than the state: use the state's space")
+            raise ProblemError(
+                "the test function of state_equation is of another space than the state: use the state's space"
+            )
         state_equation = ufl.replace(state_equation, {arguments[0]: adjoint})
     elif adjoint not in extract_coefficients(state_equation):
-        raise ProblemError("state_equation has neither a test function nor the adjoint in it: multiply it by a TestFunction")
+        raise ProblemError(
+            "state_equation has neither a test function nor the adjoint in it: multiply it by a TestFunction"
+        )
     if adjoint in extract_coefficients(objective):
         raise ProblemError("the objective contains the adjoint: it may depend on state and control only")
     everything = [objective, state_equation, *constraints]
     for index, control in enumerate(controls):
         where = extract_constants if isinstance(control, dolfinx.fem.Constant) else extract_coefficients
-        if not any(control in where(form) for form in everything):
-            raise ProblemError(f"control {index} ({control}) appears neither in the objective nor in the state equation")
+        if not any(control in where(form) for form in everything):  # type: ignore[no-untyped-call]
+            raise ProblemError(
+                f"control {index} ({control}) appears neither in the objective nor in the state equation"
+            )
     if state not in extract_coefficients(state_equation):
-        raise ProblemError(f"the state ({state}) does not appear in state_equation: pass the function that the equation is about")
+        raise ProblemError(
+            f"the state ({state}) does not appear in state_equation: pass the function that the equation is about"
+        )
+    assert isinstance(state_equation, ufl.Form)
     return state_equation
 
 
 def check_dependence(lagrangian: Lagrangian) -> None:
-    """Check what the derivatives must satisfy: linear in the adjoint, an operator for the state, an objective to lower."""
+    """Check what the derivatives must satisfy: linear in the adjoint, an operator for the "
+    "state, an objective to lower."""
     last = len(lagrangian.unknowns) - 1
     equation = lagrangian.state_equation
     if not forms.is_zero(lagrangian.second(equation, last, last)):
         raise ProblemError("state_equation is not linear in the test function (adjoint): it must be a weak residual")
     if forms.is_zero(lagrangian.second(equation, last, 0)):
-        raise ProblemError("the derivative of state_equation by the state vanishes: the equation does not determine the state")
+        raise ProblemError(
+            "the derivative of state_equation by the state vanishes: the equation does not determine the state"
+        )
     objective = lagrangian.objective
     if not forms.depends_on(objective, lagrangian.unknowns[:-1]):
         raise ProblemError("the objective depends neither on the state nor on a control: there is nothing to minimise")
     for index, control in enumerate(lagrangian.controls, start=1):
         if forms.is_zero(lagrangian.second(lagrangian.functional, index, index)):
             raise ProblemError(
-                f"the objective is not curved in control {index - 1} ({control.function}): add a regularisation such as "
+                f"the objective is not curved in control {index - 1} ({control.function}): add a "
+                "regularisation such as "
                 "alpha / 2 * inner(u, u) * dx"
             )
 
@@ -133,13 +158,14 @@ def check_dirichlet(bcs: Sequence[object], state: dolfinx.fem.Function) -> None:
     for index, bc in enumerate(bcs):
         if not isinstance(bc, dolfinx.fem.DirichletBC):
             raise ProblemError(f"bcs[{index}] is a {type(bc).__name__}: make it with dolfinx.fem.dirichletbc")
-        if not state.function_space._cpp_object.contains(bc.function_space) and bc.function_space != state.function_space._cpp_object:
+        if (
+            not state.function_space._cpp_object.contains(bc.function_space)
+            and bc.function_space != state.function_space._cpp_object
+        ):
             raise ProblemError(f"bcs[{index}] is a condition on another function space than the state's")
 
 
-def check_bounds(
-    bounds: object, given: Sequence[Given], controls: Sequence[Control], comm: MPI.Comm
-) -> list[Bounds]:
+def check_bounds(bounds: object, given: Sequence[Given], controls: Sequence[Control], comm: MPI.Comm) -> list[Bounds]:
     """Return bounds by coordinates for every control."""
     count = len(given)
     pairs: list[object]
@@ -150,7 +176,9 @@ def check_bounds(
     else:
         pairs = list(bounds) if isinstance(bounds, list | tuple) else [bounds]
     if len(pairs) != count or not all(pair is None or (isinstance(pair, tuple) and len(pair) == 2) for pair in pairs):
-        raise ProblemError(f"bounds must be a pair (lower, upper), or one such pair or None for each of the {count} controls")
+        raise ProblemError(
+            f"bounds must be a pair (lower, upper), or one such pair or None for each of the {count} controls"
+        )
     result = []
     for index, (pair, control) in enumerate(zip(pairs, controls, strict=True)):
         lower, upper = pair if isinstance(pair, tuple) else (None, None)
@@ -162,7 +190,8 @@ def check_bounds(
             if (low > high).any():
                 worst = int(np.argmax(low - high))
                 raise ProblemError(
-                    f"the lower bound of control {index} exceeds the upper one ({low[worst]:g} > {high[worst]:g}): swap them"
+                    f"the lower bound of control {index} exceeds the upper one ({low[worst]:g} > "
+                    f"{high[worst]:g}): swap them"
                 )
         result.append(Bounds(low, high))
     return result
@@ -173,7 +202,9 @@ def _bound_values(bound: object, default: float, given: Given, control: Control,
         return np.full(control.size, default)
     if isinstance(bound, dolfinx.fem.Function):
         if isinstance(given, dolfinx.fem.Constant) or bound.function_space.element != given.function_space.element:
-            raise ProblemError(f"the {name} is a function of another space than the control: interpolate it there first")
+            raise ProblemError(
+                f"the {name} is a function of another space than the control: interpolate it there first"
+            )
         return forms.owned_values(bound).copy()
     try:
         values = np.asarray(bound, dtype=np.float64)

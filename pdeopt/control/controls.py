@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
+from petsc4py import PETSc
 
 import dolfinx
 import numpy as np
 import numpy.typing as npt
 import ufl
-from petsc4py import PETSc
 
 from pdeopt.fem import forms
 

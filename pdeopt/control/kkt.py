@@ -12,13 +12,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
+from petsc4py import PETSc
 
 import dolfinx
 import numpy as np
 import numpy.typing as npt
 import ufl
-from petsc4py import PETSc
 
 from pdeopt.control import riesz
 from pdeopt.control.controls import default_inner_product
@@ -224,7 +224,7 @@ class KKTSystem:
         return forms.assemble_matrix(self._second[self.adjoint_field, 0], self.bcs, diag=1.0)
 
     def assemble_block(self, row: int, column: int) -> PETSc.Mat | None:
-        """Assemble one other block (row <= column, or the adjoint's row), idle and Dirichlet parts out. Collective: yes."""
+        """Assemble one other block (row <= column, or the adjoint's row), reduced. Collective: yes."""
         form = self._second.get((row, column))
         if form is None:
             return None

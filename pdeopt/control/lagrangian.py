@@ -35,14 +35,16 @@ class Lagrangian:
     adjoint: dolfinx.fem.Function
     controls: tuple[Control, ...]
     multipliers: tuple[dolfinx.fem.Constant, ...]
-    entity_maps: Sequence[object] | None = None
+    entity_maps: Sequence[dolfinx.mesh.EntityMap] | None = None
 
     @property
     def functional(self) -> ufl.Form:
         """The Lagrangian itself."""
         total = self.objective + self.state_equation
         for multiplier, constraint in zip(self.multipliers, self.constraints, strict=True):
-            total += ufl.Form([integral.reconstruct(multiplier * integral.integrand()) for integral in constraint.integrals()])
+            total += ufl.Form(
+                [integral.reconstruct(multiplier * integral.integrand()) for integral in constraint.integrals()]
+            )
         return total
 
     @property

@@ -1,7 +1,7 @@
 """Semismooth Newton on the optimality system: one loop for linear, nonlinear, bounded and constrained problems.
 
-Bounds enter by the primal-dual active set strategy (Hintermueller, Ito, Kunisch, SIAM J. Optim. 13 (2002) 865-888): with the
-gradient g = L_u by coordinates and c = diag(L_uu), a coordinate is held by a bound where u - g / c lies beyond it, and
+Bounds enter by the primal-dual active set strategy (Hintermueller, Ito, Kunisch, SIAM J. Optim. 13 (2002) 865-888): with
+the gradient g = L_u by coordinates and c = diag(L_uu), a coordinate is held by a bound where u - g / c lies beyond it, and
 
     r_u = c (u - clip(u - g / c, lower, upper)).
 
@@ -13,11 +13,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
+from petsc4py import PETSc
 
 import numpy as np
 import numpy.typing as npt
-from petsc4py import PETSc
 
 from pdeopt import parallel
 from pdeopt.control import solvers, structure
@@ -128,7 +128,10 @@ class NewtonSolver:
             if not math.isfinite(point.norm):
                 raise ConvergenceError("the KKT residual is NaN or Inf: check the coefficients and the initial guess")
             if iteration >= max_iterations:
-                self._fail(history, f"{max_iterations} iterations did not reach the tolerance: raise max_iterations, or start nearer to the solution")
+                self._fail(
+                    history,
+                    f"{max_iterations} iterations did not reach the tolerance: raise max_iterations",
+                )
             accuracy = 0.5 * rtol * reference / max(point.norm, 1e-300)
             if not system.linear_quadratic:
                 accuracy = max(accuracy, min(1e-2, 0.1 * point.norm / reference))
@@ -162,7 +165,9 @@ class NewtonSolver:
         )
 
     def _fail(self, history: list[float], message: str) -> None:
-        report = SolveReport(self._solver_name, self._why, False, -5, len(history) - 1, self._linear_iterations, tuple(history))
+        report = SolveReport(
+            self._solver_name, self._why, False, -5, len(history) - 1, self._linear_iterations, tuple(history)
+        )
         self._destroy_solver()
         raise ConvergenceError(f"{message} (residual {history[0]:.3e} -> {history[-1]:.3e})", report)
 
@@ -267,7 +272,9 @@ class NewtonSolver:
         try:
             change = np.linalg.solve(schur, mismatch)
         except np.linalg.LinAlgError as error:
-            raise ConvergenceError(f"the constraints are linearly dependent at this point ({error}): remove one") from error
+            raise ConvergenceError(
+                f"the constraints are linearly dependent at this point ({error}): remove one"
+            ) from error
         for response, factor in zip(responses, change, strict=True):
             step.axpy(-float(factor), response)
         return change
@@ -291,7 +298,8 @@ class NewtonSolver:
         if self._bounded:
             system.fix_controls(fresh, point.active)
         self._seconds["assembly"] += time.perf_counter() - started
-        assert self._structure is not None and self._method is not None
+        assert self._structure is not None
+        assert self._method is not None
         context = solvers.LinearContext(
             system, fresh, self._structure, point.active, self._state_mass, self._identity_mass, self._symmetric
         )
@@ -318,7 +326,9 @@ class NewtonSolver:
         if reassemble:
             blocks.destroy()
 
-    def _advance(self, unknowns: PETSc.Vec, step: tuple[PETSc.Vec, Array], point: _Point, history: list[float]) -> _Point:
+    def _advance(
+        self, unknowns: PETSc.Vec, step: tuple[PETSc.Vec, Array], point: _Point, history: list[float]
+    ) -> _Point:
         """Move by the step: in full for quadratic problems, with backtracking on the residual norm otherwise."""
         system = self.system
         direction, change = step
@@ -328,8 +338,8 @@ class NewtonSolver:
         while True:
             trial.waxpy(length, direction, unknowns)
             system.set_unknowns(trial)
-            for multiplier, old, delta in zip(system.lagrangian.multipliers, multipliers, change, strict=True):
-                multiplier.value = old + length * float(delta)
+            for index, multiplier in enumerate(system.lagrangian.multipliers):
+                multiplier.value = np.asarray(multipliers[index] + length * change[index])
             candidate = self._evaluate()
             accepted = candidate.merit <= (1.0 - _ARMIJO * length) * point.merit or candidate.merit <= 1e-13
             if system.linear_quadratic or accepted:
@@ -337,7 +347,9 @@ class NewtonSolver:
                 return candidate
             length *= 0.5
             if length < _SMALLEST_STEP:
-                self._fail(history, "the line search found no decrease: start nearer to the solution, or run taylor_test()")
+                self._fail(
+                    history, "the line search found no decrease: start nearer to the solution, or run taylor_test()"
+                )
 
     def _destroy_solver(self) -> None:
         if self._solver is not None:

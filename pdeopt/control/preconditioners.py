@@ -1,7 +1,7 @@
 """Block preconditioners that match the Schur complement of distributed optimal control.
 
-For a state operator A, observation w M and control term c^2 M (c^2 = sum of g^2 / a over the controls), eliminating state
-and controls leaves the Schur complement S = A M^-1 A' / w + c^2 M. Pearson and Wathen (Numer. Linear Algebra Appl. 19
+For a state operator A, observation w M and control term c^2 M (c^2 = sum of g^2 / a over the controls), eliminating
+state and controls leaves the Schur complement S = A M^-1 A' / w + c^2 M. Pearson and Wathen (Numer. Linear Algebra Appl. 19
 (2012) 816-829) match both of its terms by one product,
 
     S_hat = (A + s M) M^-1 (A + s M)' / w,   s = c sqrt(w),   eigenvalues of S_hat^-1 S in [1/2, 1],
@@ -11,18 +11,17 @@ whatever the mesh and the weights. The same two solves with A + s M serve three 
 - `PearsonWathen`: block diagonal, symmetric positive definite, for MINRES;
 - `SquareBlock`: PRESB (Axelsson, Neytcheva, Ahmad, Numer. Algorithms 66 (2014) 811-841) after the controls are
   eliminated: real eigenvalues in [1/2, 1] and no solve with the state's mass matrix, for flexible Krylov methods;
-- `SwappedSchur`: for partial observation, where M_o replaces M in the sum and the Schur complement is that of the state.
+- `SwappedSchur`: for partial observation, where M_o replaces M in the sum and the Schur complement is the state's.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from mpi4py import MPI  # noqa: F401, I001  (MPI is loaded before DOLFINx)
+from petsc4py import PETSc
 
 import basix
 import dolfinx
 import numpy as np
-from petsc4py import PETSc
 
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.structure import Structure
@@ -54,8 +53,8 @@ def mass_eigenvalue_bounds(space: dolfinx.fem.FunctionSpace) -> tuple[float, flo
     if reference is None or reference.map_type != basix.MapType.identity:
         return None
     points, weights = basix.make_quadrature(reference.cell_type, 2 * reference.embedded_superdegree)
-    values = reference.tabulate(0, points)[0, :, :, 0]
-    mass = np.einsum("q,qi,qj->ij", weights, values, values)
+    values = np.asarray(reference.tabulate(0, points))[0, :, :, 0]
+    mass = (values * np.asarray(weights)[:, None]).T @ values
     scale = 1.0 / np.sqrt(np.diag(mass))
     eigenvalues = np.linalg.eigvalsh(scale[:, None] * mass * scale)
     return float(eigenvalues[0]), float(eigenvalues[-1])
@@ -157,6 +156,7 @@ class _Workspace:
     ) -> None:
         self.system, self.blocks, self.structure = system, blocks, structure
         self.state_mass = state_mass
+        self.control_operators = [operator for operator in blocks.control_operators if operator is not None]
         shifted = blocks.state_operator.copy()
         shifted.axpy(shift_factor, shift, structure=PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
         self.shifted = ShiftedSolver(shifted, symmetric, cycles)
@@ -182,17 +182,18 @@ class _Workspace:
         state = self.state_work[0]
         for j, solver in enumerate(self.control_solvers):
             solver.solve(parts[1 + j], self.control_work[j])
-            self.blocks.control_operators[j].mult(self.control_work[j], state)
+            self.control_operators[j].mult(self.control_work[j], state)
             parts[-1].axpy(-1.0, state)
 
     def recover_controls(self, parts: Sequence[PETSc.Vec], out: Sequence[PETSc.Vec]) -> None:
         """Set u_j = H_j^-1 (r_j - B_j' p) from the adjoint in ``out``. Collective: yes."""
         for j, solver in enumerate(self.control_solvers):
-            self.blocks.control_operators[j].multTranspose(out[-1], self.control_work[j])
+            self.control_operators[j].multTranspose(out[-1], self.control_work[j])
             self.control_work[j].aypx(-1.0, parts[1 + j])
             solver.solve(self.control_work[j], out[1 + j])
 
     def release(self) -> None:
+        """Free solvers and work vectors. Collective: yes."""
         self.shifted.release()
         for solver in self.control_solvers:
             solver.release()
@@ -299,7 +300,7 @@ class SquareBlock:
 
 
 class SwappedSchur:
-    """Partial observation: controls and adjoint eliminated, the Schur complement on the state matched, for FGMRES or GCR.
+    """Partial observation: controls and adjoint eliminated, the state's Schur complement matched, for FGMRES.
 
     S_y = L_yy + A' (c^2 M)^-1 A is approximated by (A + s M_o)' M^-1 (A + s M_o) / c^2, M_o = L_yy / w.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
 
 import dolfinx
 import numpy as np
@@ -13,9 +13,9 @@ from pdeopt.control import checks
 from pdeopt.control.controls import Control, FieldControl, RealControl
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.control.lagrangian import Lagrangian
-from pdeopt.control.newton import Bounds, NewtonSolver
+from pdeopt.control.newton import NewtonSolver
 from pdeopt.fem import forms
-from pdeopt.report import SolveReport
+from pdeopt.report import ProblemError, SolveReport
 
 Bound = float | npt.NDArray[np.float64] | dolfinx.fem.Function | None
 """A bound on a control: a number, an array for a real-valued control, a function of its space, or none."""
@@ -24,8 +24,8 @@ Bound = float | npt.NDArray[np.float64] | dolfinx.fem.Function | None
 class ControlProblem:
     """Minimise J(y, u) subject to F(y, u; v) = 0 for all v, Dirichlet conditions, bounds on u and constraints G_k = 0.
 
-    Everything is plain UFL and may be nonlinear. The Lagrangian is L = J + F(y, u; p) + sum_k l_k G_k; adjoint equation,
-    gradient and Hessian are its derivatives, all integrated by one quadrature rule.
+    Everything is plain UFL and may be nonlinear. The Lagrangian is L = J + F(y, u; p) + sum_k l_k G_k; adjoint
+    equation, gradient and Hessian are its derivatives, all integrated by one quadrature rule.
 
     Parameters
     ----------
@@ -77,9 +77,11 @@ class ControlProblem:
         bounds: tuple[Bound, Bound] | Sequence[tuple[Bound, Bound] | None] | None = None,
         constraints: Sequence[ufl.Form] = (),
         control_inner_product: ufl.Form | Sequence[ufl.Form | None] | None = None,
-        entity_maps: Sequence[object] | None = None,
+        entity_maps: Sequence[dolfinx.mesh.EntityMap] | None = None,
     ) -> None:
-        controls = list(control) if isinstance(control, list | tuple) else [control]
+        controls: list[dolfinx.fem.Function | dolfinx.fem.Constant] = (
+            list(control) if isinstance(control, list | tuple) else [control]  # type: ignore[list-item]
+        )
         adjoint = checks.check_unknowns(state, controls, adjoint)
         residual = checks.check_forms(objective, state_equation, state, controls, adjoint, constraints)
         checks.check_dirichlet(bcs, state)
@@ -125,8 +127,8 @@ class ControlProblem:
     ) -> SolveReport:
         """Find the optimum from the optimality system. Collective: yes.
 
-        State, control and adjoint are set; PETSc options under ``kkt_`` (the KKT solve), ``state_`` (state solves of the
-        reduced Hessian) and ``kkt_shifted_``, ``kkt_mass_`` (blocks of the preconditioners) override the defaults.
+        State, control and adjoint are set; PETSc options under ``kkt_`` (the KKT solve), ``state_`` (state solves of
+        the reduced Hessian) and ``kkt_shifted_``, ``kkt_mass_`` (blocks of the preconditioners) override the defaults.
 
         Parameters
         ----------
@@ -156,9 +158,9 @@ class ControlProblem:
 
 def _per_control(value: object, count: int, kinds: tuple[type, ...]) -> list[ufl.Form | None]:
     """Return one entry per control from one entry, a sequence of them, or None."""
-    entries = list(value) if isinstance(value, list | tuple) else [value] * count
+    entries: list[ufl.Form | None] = list(value) if isinstance(value, list | tuple) else [value] * count  # type: ignore[list-item]
     if len(entries) != count or not all(isinstance(entry, kinds) for entry in entries):
-        raise checks.ProblemError(
+        raise ProblemError(
             f"control_inner_product has {len(entries)} entries for {count} controls, or entries that are no forms: "
             "give one bilinear form (or None) per control"
         )

@@ -1,20 +1,20 @@
 """Riesz maps: the norms in which residuals and gradients of a control problem are measured.
 
 Euclidean norms of coefficient vectors depend on the mesh and say little about the error of a control problem, so every
-residual here is measured by the dual norm of a regularisation-robust inner product (Zulehner, SIAM J. Matrix Anal. Appl.
-32 (2011), eq. (40)): with observation weight w, regularisation weight a and t = sqrt(a / w),
+residual here is measured by the dual norm of a regularisation-robust inner product (Zulehner, SIAM J. Matrix Anal.
+Appl. 32 (2011), eq. (40)): with observation weight w, regularisation weight a and t = sqrt(a / w),
 
     |y|^2 = w (|y|_0^2 + t |grad y|_0^2),   |u|^2 = a (u, u)_U,   |p|^2 = (|p|_0^2 + t |grad p|_0^2) / a.
 """
 
 from collections.abc import Sequence
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
+from petsc4py import PETSc
 
 import dolfinx
 import numpy as np
 import ufl
-from petsc4py import PETSc
 from ufl.sobolevspace import H1
 
 from pdeopt.fem import forms
@@ -112,7 +112,7 @@ def control_riesz_map(matrix: PETSc.Mat) -> RieszMap:
 
 
 def trace_ratio(matrix: PETSc.Mat, reference: PETSc.Mat) -> float:
-    """Return the mean of the diagonal ratio of two matrices where the reference's diagonal is positive. Collective: yes."""
+    """Return the mean ratio of two diagonals where the reference's is positive. Collective: yes."""
     diagonal, scale = matrix.getDiagonal(), reference.getDiagonal()
     comm: MPI.Comm = matrix.comm.tompi4py()
     mask = scale.array_r > 0.0

@@ -7,11 +7,10 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from mpi4py import MPI  # noqa: F401, I001  (MPI is loaded before DOLFINx)
+from petsc4py import PETSc
 
 import numpy as np
 import ufl
-from petsc4py import PETSc
 
 from pdeopt.control.kkt import Blocks, KKTSystem, Mask
 from pdeopt.control.preconditioners import PearsonWathen, SquareBlock, SwappedSchur
@@ -161,7 +160,9 @@ def _free_mass(context: LinearContext) -> PETSc.Mat:
     controls (Porcelli, Simoncini, Tani, SIAM J. Sci. Comput. 37 (2015) S472-S502); otherwise it stays whole.
     """
     system = context.system
-    same = [c.function.function_space.element == system.lagrangian.state.function_space.element for c in system.controls]
+    same = [
+        c.function.function_space.element == system.lagrangian.state.function_space.element for c in system.controls
+    ]
     held = system.comm.allreduce(any(bool(np.any(mask)) for mask in context.active))
     if not held or len(same) != 1 or not same[0] or context.active[0].size != system.layout.sizes[0]:
         return context.state_mass
@@ -297,8 +298,9 @@ def _regularisation(blocks: Blocks, system: KKTSystem) -> PETSc.Mat:
             table[i][j] = blocks.control_control[i][j]
             if i < j and table[i][j] is not None:
                 table[j][i] = PETSc.Mat().createTranspose(table[i][j])
-    if count == 1:
-        return blocks.control_control[0][0].copy()
+    only = blocks.control_control[0][0]
+    if count == 1 and only is not None:
+        return only.copy()
     nest = PETSc.Mat().createNest(table, comm=system.comm)
     matrix = nest.convert("aij")
     nest.destroy()

@@ -3,11 +3,13 @@
 import dataclasses
 import math
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
+from petsc4py import PETSc
 
 import numpy as np
 import ufl
-from petsc4py import PETSc
+from ufl.algorithms import expand_derivatives
+from ufl.corealg.traversal import unique_pre_traversal
 
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.riesz import trace_ratio
@@ -56,10 +58,10 @@ def _difference(matrix: PETSc.Mat, reference: PETSc.Mat, factor: float) -> float
 
 def _derivative_free(form: ufl.Form) -> bool:
     """Whether the arguments of a form appear without derivatives and only in cell integrals."""
-    for integral in forms.expand_derivatives(form).integrals():
+    for integral in expand_derivatives(form).integrals():
         if integral.integral_type() != "cell":
             return False
-        for node in ufl.corealg.traversal.unique_pre_traversal(integral.integrand()):
+        for node in unique_pre_traversal(integral.integrand()):
             if isinstance(node, ufl.classes.Derivative) and ufl.algorithms.extract_arguments(node):
                 return False
     return True
@@ -72,7 +74,9 @@ def _distributed_control(system: KKTSystem, blocks: Blocks, index: int) -> tuple
     state_space = system.lagrangian.state.function_space
     if block is None or operator is None or control_space.mesh is not state_space.mesh or _any_idle(system, index):
         return None
-    if control_space.value_shape != state_space.value_shape or system.controls[index].size != forms.owned_size(control_space):
+    if control_space.value_shape != state_space.value_shape or system.controls[index].size != forms.owned_size(
+        control_space
+    ):
         return None
     product = system.control_products[index]
     regularisation = trace_ratio(block, product)
@@ -85,7 +89,9 @@ def _distributed_control(system: KKTSystem, blocks: Blocks, index: int) -> tuple
     inner = mixed.copy()
     inner.axpy(1.0, operator, structure=PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
     plus = inner.norm(PETSc.NormType.FROBENIUS) ** 2
-    gain = (plus - squared - operator.norm(PETSc.NormType.FROBENIUS) ** 2) / (2.0 * squared)  # <operator, mixed> / |mixed|^2
+    gain = (plus - squared - operator.norm(PETSc.NormType.FROBENIUS) ** 2) / (
+        2.0 * squared
+    )  # <operator, mixed> / |mixed|^2
     same = gain != 0.0 and _difference(operator, mixed, gain) <= _SAME
     for matrix in (mixed, inner):
         matrix.destroy()
@@ -147,5 +153,7 @@ def choose_method(structure: Structure, system: KKTSystem, bounded: bool) -> tup
     )
     if size <= limit:
         return "direct", f"{kind}: no robust preconditioner is known, and {size} unknowns <= {limit} can be factorised"
-    return "reduced_hessian", f"{kind}: no robust preconditioner is known, and {size} unknowns > {limit} are too many to factorise"
-
+    return (
+        "reduced_hessian",
+        f"{kind}: no robust preconditioner is known, and {size} unknowns > {limit} are too many to factorise",
+    )

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from mpi4py import MPI  # noqa: I001  (MPI is loaded before DOLFINx)
+from mpi4py import MPI
+from petsc4py import PETSc
 
 import dolfinx
 import numpy as np
 import ufl
 from dolfinx.fem import petsc as fem_petsc
-from petsc4py import PETSc
 from ufl.algorithms import expand_derivatives, extract_coefficients
 from ufl.algorithms.apply_algebra_lowering import apply_algebra_lowering
 from ufl.algorithms.estimate_degrees import estimate_total_polynomial_degree
@@ -45,12 +45,14 @@ def depends_on(form: ufl.Form, coefficients: Sequence[ufl.Coefficient]) -> bool:
     return any(coefficient in present for coefficient in coefficients)
 
 
-def compile_form(form: ufl.Form, entity_maps: Sequence[object] | None = None) -> dolfinx.fem.Form:
+def compile_form(form: ufl.Form, entity_maps: Sequence[dolfinx.mesh.EntityMap] | None = None) -> dolfinx.fem.Form:
     """Compile a UFL form. Collective: yes (rank 0 compiles, the others load)."""
     return dolfinx.fem.form(form, entity_maps=entity_maps)
 
 
-def assemble_matrix(form: dolfinx.fem.Form, bcs: Sequence[dolfinx.fem.DirichletBC] = (), diag: float = 1.0) -> PETSc.Mat:
+def assemble_matrix(
+    form: dolfinx.fem.Form, bcs: Sequence[dolfinx.fem.DirichletBC] = (), diag: float = 1.0
+) -> PETSc.Mat:
     """Assemble a bilinear form into a new AIJ matrix, rows and columns of ``bcs`` zeroed. Collective: yes."""
     matrix = fem_petsc.assemble_matrix(form, bcs=list(bcs), diag=diag)
     matrix.assemble()
@@ -62,7 +64,7 @@ def reassemble_matrix(
 ) -> None:
     """Assemble a bilinear form into an existing matrix of the same sparsity. Collective: yes."""
     matrix.zeroEntries()
-    fem_petsc.assemble_matrix(matrix, form, bcs=list(bcs), diag=diag)
+    fem_petsc.assemble_matrix(matrix, form, bcs=list(bcs), diag=diag)  # type: ignore[misc,arg-type]
     matrix.assemble()
 
 

@@ -93,7 +93,7 @@ class LinearModelProblem:
         A.assemble()
         b = fem.petsc.assemble_vector(linear)
         fem.petsc.apply_lifting(b, [bilinear], [self.bcs])
-        b.ghostUpdate(PETSc.InsertMode.ADD, PETSc.ScatterMode.REVERSE)  # type: ignore[arg-type]
+        b.ghostUpdate(PETSc.InsertMode.ADD, PETSc.ScatterMode.REVERSE)
         fem.petsc.set_bc(b, self.bcs)
 
         if self.near_nullspace:
