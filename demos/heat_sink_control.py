@@ -6,8 +6,9 @@
 #
 # $$ J(y, u) = \tfrac12 \int (y - y_d)^2 \, dx + \tfrac{\alpha}{2} \int u^2 \, dx $$
 #
-# subject to $-\nabla \cdot (k \nabla y) = u$, with convection $-k \, \partial_n y = h y$ on the fins and insulation on the
-# rest of the boundary. Lengths are scaled by 10 mm and the conductivity by that of aluminium, so that h is the Biot number.
+# subject to $-\nabla \cdot (k \nabla y) = u$, with convection $-k \, \partial_n y = h y$ on the fins and insulation
+# on the rest of the boundary. Lengths are scaled by 10 mm and the conductivity by that of aluminium, so that h is the
+# Biot number.
 #
 # Run it with `mpirun -n 2 python demos/heat_sink_control.py`, and add `--bounds 0 0.05` to limit the heating.
 
@@ -15,11 +16,12 @@ import argparse
 import pathlib
 import sys
 
-import pdeopt
 from mpi4py import MPI
 
 import dolfinx
 import ufl
+
+import pdeopt
 from pdeopt.fem import output
 from pdeopt.parallel import print_root
 from pdeopt.plot import plot_convergence, plot_fields

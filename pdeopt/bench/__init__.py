@@ -5,4 +5,4 @@
 it runs.
 """
 
-BENCHES: dict[str, str] = {}
+BENCHES = {"control": "pdeopt.bench.control"}

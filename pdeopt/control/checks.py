@@ -129,8 +129,7 @@ def check_forms(
 
 
 def check_dependence(lagrangian: Lagrangian) -> None:
-    """Check what the derivatives must satisfy: linear in the adjoint, an operator for the "
-    "state, an objective to lower."""
+    """Check the derivatives: linear in the adjoint, an equation for the state, something to minimise."""
     last = len(lagrangian.unknowns) - 1
     equation = lagrangian.state_equation
     if not forms.is_zero(lagrangian.second(equation, last, last)):

@@ -1,7 +1,7 @@
 """Semismooth Newton on the optimality system: one loop for linear, nonlinear, bounded and constrained problems.
 
-Bounds enter by the primal-dual active set strategy (Hintermueller, Ito, Kunisch, SIAM J. Optim. 13 (2002) 865-888): with
-the gradient g = L_u by coordinates and c = diag(L_uu), a coordinate is held by a bound where u - g / c lies beyond it, and
+Bounds enter by the primal-dual active set strategy (Hintermueller, Ito, Kunisch, SIAM J. Optim. 13 (2002) 865-888):
+with the gradient g = L_u by coordinates and c = diag(L_uu), a coordinate is held where u - g / c is beyond a bound, and
 
     r_u = c (u - clip(u - g / c, lower, upper)).
 

@@ -1,8 +1,8 @@
 """Block preconditioners that match the Schur complement of distributed optimal control.
 
 For a state operator A, observation w M and control term c^2 M (c^2 = sum of g^2 / a over the controls), eliminating
-state and controls leaves the Schur complement S = A M^-1 A' / w + c^2 M. Pearson and Wathen (Numer. Linear Algebra Appl. 19
-(2012) 816-829) match both of its terms by one product,
+state and controls leaves the Schur complement S = A M^-1 A' / w + c^2 M. Pearson and Wathen (Numer. Linear Algebra
+Appl. 19 (2012) 816-829) match both of its terms by one product,
 
     S_hat = (A + s M) M^-1 (A + s M)' / w,   s = c sqrt(w),   eigenvalues of S_hat^-1 S in [1/2, 1],
 

@@ -144,12 +144,12 @@ def choose_method(structure: Structure, system: KKTSystem, bounded: bool) -> tup
     dimension = system.lagrangian.state.function_space.mesh.topology.dim
     size = system.layout.global_size
     limit = DIRECT_LIMIT[dimension]
-    if structure.kind == "distributed":
+    if structure.kind == "distributed" and not bounded:
         return "matched_schur", "control and observation act on the whole domain: the Schur complement can be matched"
     if structure.kind == "partial observation" and not bounded:
         return "matched_schur", "the control acts on the whole domain, so the roles of state and adjoint are swapped"
     kind = {"general": "boundary, low-dimensional or otherwise general control or observation"}.get(
-        structure.kind, "partial observation with bounds"
+        structure.kind, f"{structure.kind} control with bounds"
     )
     if size <= limit:
         return "direct", f"{kind}: no robust preconditioner is known, and {size} unknowns <= {limit} can be factorised"

@@ -13,6 +13,7 @@ _PUBLIC_NAMES = {
     "helmholtz": "pdeopt.problems.waves",
     "linear_elasticity": "pdeopt.problems.elasticity",
     "lognormal_diffusion": "pdeopt.problems.diffusion",
+    "PoissonControl": "pdeopt.problems.poisson_control",
     "poisson": "pdeopt.problems.diffusion",
     "rigid_body_modes": "pdeopt.problems.elasticity",
     "stokes": "pdeopt.problems.flow",

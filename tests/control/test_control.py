@@ -1,0 +1,121 @@
+"""The control problem: orders of convergence, agreement of solvers and ranks, bounds, clear errors."""
+
+from mpi4py import MPI
+
+import dolfinx
+import numpy as np
+import pytest
+import ufl
+
+from pdeopt.control import ControlProblem
+from pdeopt.problems import PoissonControl
+from pdeopt.report import OptionError, ProblemError
+
+
+def unit_square(cells):
+    return dolfinx.mesh.create_unit_square(MPI.COMM_WORLD, cells, cells)
+
+
+@pytest.mark.parametrize(("degree", "order"), [(1, 1.95), (2, 2.9)])
+def test_orders_of_convergence(degree, order):
+    errors = []
+    for cells in (16, 32, 64):
+        case = PoissonControl(unit_square(cells), alpha=1e-6, degree=degree)
+        case.problem.solve(method="direct")
+        errors.append(case.errors())
+    for name in errors[0]:
+        rate = np.log2(errors[-2][name] / errors[-1][name])
+        assert rate >= order, (name, rate)
+
+
+def test_objective_is_the_published_one():
+    case = PoissonControl(unit_square(32), alpha=1e-6, degree=2)
+    case.problem.solve(method="direct")
+    assert case.exact_objective == pytest.approx(1.2495131e-7, rel=1e-7)
+    assert case.problem.objective_value() == pytest.approx(case.exact_objective, rel=1e-4)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_solvers_agree_on_every_rank_count():
+    """Four solvers give one optimum; the number is the same whatever the ranks, so it stands here."""
+    values = {}
+    for method in ("direct", "matched_schur", "pearson_wathen", "reduced_hessian"):
+        case = PoissonControl(unit_square(24), alpha=1e-4)
+        report = case.problem.solve(method=method)
+        assert report.quantities["relative KKT residual (Riesz)"] <= 1e-8
+        values[method] = case.problem.objective_value(), case.errors()["control"]
+    for method, (objective, error) in values.items():
+        assert objective == pytest.approx(values["direct"][0], rel=1e-8), method
+        assert error == pytest.approx(values["direct"][1], rel=1e-5), method
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_pearson_wathen_iterations_stay_low(alpha):
+    counts = []
+    for cells in (32, 64):
+        case = PoissonControl(unit_square(cells), alpha=alpha)
+        counts.append(case.problem.solve(method="pearson_wathen").linear_iterations)
+    assert max(counts) <= 22
+
+
+def test_bounds_hold_and_multipliers_have_their_sign():
+    case = PoissonControl(unit_square(32), alpha=1e-4, bounds=(0.1, 0.6))
+    case.problem.solve()
+    values = case.control.x.array
+    assert values.min() >= 0.1 - 1e-14
+    assert values.max() <= 0.6 + 1e-14
+    system = case.problem.system
+    residual = system.layout.create_vector()
+    system.residual(residual)
+    gradient = system.layout.read(residual, 1)
+    scale = np.abs(gradient).max()
+    at_upper, at_lower = values >= 0.6 - 1e-12, values <= 0.1 + 1e-12
+    assert at_upper.any()
+    assert at_lower.any()
+    assert gradient[at_upper].max() <= 1e-8 * scale
+    assert gradient[at_lower].min() >= -1e-8 * scale
+    assert np.abs(gradient[~at_upper & ~at_lower]).max() <= 1e-6 * scale
+
+
+def test_unknown_method_is_named():
+    case = PoissonControl(unit_square(4))
+    with pytest.raises(OptionError, match="'magic' is unknown"):
+        case.problem.solve(method="magic")
+
+
+def ingredients():
+    space = dolfinx.fem.functionspace(unit_square(4), ("Lagrange", 1))
+    y, u, v = dolfinx.fem.Function(space), dolfinx.fem.Function(space), ufl.TestFunction(space)
+    return {
+        "objective": y**2 * ufl.dx + u**2 * ufl.dx,
+        "state_equation": ufl.inner(ufl.grad(y), ufl.grad(v)) * ufl.dx + y * v * ufl.dx - u * v * ufl.dx,
+        "state": y,
+        "control": u,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": 3.0}, "state is a float"),
+        ({"control": []}, "empty sequence"),
+        ({"control": "u"}, "control 0 is a str"),
+        ({"objective": 1.0}, "objective is a float"),
+        ({"state_equation": 1.0}, "state_equation is a float"),
+        ({"bounds": (1.0, 0.0)}, "exceeds the upper one"),
+        ({"bounds": (float("nan"), 0.0)}, "NaN"),
+        ({"bounds": 3.0}, "bounds must be a pair"),
+        ({"bcs": [1]}, r"bcs\[0\] is a int"),
+        ({"adjoint": 1}, "adjoint is a int"),
+        ({"constraints": [2.0]}, "constraint 0 is a float"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(ProblemError, match=message):
+        ControlProblem(**(ingredients() | change))
+
+
+def test_objective_without_regularisation_is_refused():
+    parts = ingredients()
+    with pytest.raises(ProblemError, match="not curved in control 0"):
+        ControlProblem(**(parts | {"objective": parts["state"] ** 2 * ufl.dx}))
