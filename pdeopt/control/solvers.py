@@ -73,6 +73,7 @@ class KKTSolver:
         if method == "direct":
             self._matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
             defaults = {"ksp_type": "preonly", "pc_type": "cholesky", "pc_factor_mat_solver_type": "mumps"}
+            defaults["mat_mumps_icntl_14"] = 200  # indefinite pivoting outgrows MUMPS' default workspace estimate
             self.name = "MUMPS on the KKT system"
         elif method in ("matched_schur", "pearson_wathen"):
             self._preconditioner = _schur(method, context)
