@@ -120,7 +120,8 @@ class KKTSolver:
             If the KSP reports divergence.
         """
         if isinstance(self._preconditioner, ReducedHessianPC):
-            self._preconditioner.rtol = rtol
+            # Eliminating state and adjoint amplifies the right-hand side by up to 1 / sqrt(alpha) before CG sees it.
+            self._preconditioner.rtol = max(1e-3 * rtol, 1e-13)
         self.ksp.setTolerances(rtol=max(rtol, 1e-14))
         self.ksp.solve(right, out)
         reason = self.ksp.getConvergedReason()
@@ -303,7 +304,7 @@ def _regularisation(blocks: Blocks, system: KKTSystem) -> PETSc.Mat:
     if count == 1 and only is not None:
         return only.copy()
     nest = PETSc.Mat().createNest(table, comm=system.comm)
-    matrix = nest.convert("aij")
+    matrix = nest.convert("aij", PETSc.Mat())
     nest.destroy()
     return matrix
 
