@@ -178,6 +178,10 @@ class CallbackErrors:
             if poison is not None:
                 poison()
 
+    def any_stored(self) -> bool:
+        """Whether any rank has stored an error. Collective: yes."""
+        return any(self.comm.allgather(self._error is not None))
+
     def raise_stored(self) -> None:
         """Raise the stored error of any rank on every rank. Collective: yes."""
         error, self._error = self._error, None

@@ -1,5 +1,16 @@
 """Control problems: objective and state equation in UFL, optimum by PETSc."""
 
 from pdeopt.control.problem import ControlProblem
+from pdeopt.control.reduced import Functional, ReducedFunctional
+from pdeopt.control.tao import minimise
+from pdeopt.control.verify import TaylorReport, check_symmetry, taylor_test
 
-__all__ = ["ControlProblem"]
+__all__ = [
+    "ControlProblem",
+    "Functional",
+    "ReducedFunctional",
+    "TaylorReport",
+    "check_symmetry",
+    "minimise",
+    "taylor_test",
+]

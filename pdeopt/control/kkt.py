@@ -223,6 +223,10 @@ class KKTSystem:
         """Assemble A = L_py with ones on the Dirichlet diagonal. Collective: yes."""
         return forms.assemble_matrix(self._second[self.adjoint_field, 0], self.bcs, diag=1.0)
 
+    def reassemble_state_operator(self, matrix: PETSc.Mat) -> None:
+        """Assemble A at the present unknowns into an existing matrix. Collective: yes."""
+        forms.reassemble_matrix(matrix, self._second[self.adjoint_field, 0], self.bcs, diag=1.0)
+
     def assemble_block(self, row: int, column: int) -> PETSc.Mat | None:
         """Assemble one other block (row <= column, or the adjoint's row), reduced. Collective: yes."""
         form = self._second.get((row, column))

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import ufl
 
-from pdeopt.control import checks
+from pdeopt.control import checks, tao, verify
 from pdeopt.control.controls import Control, FieldControl, RealControl
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.control.lagrangian import Lagrangian
 from pdeopt.control.newton import NewtonSolver
+from pdeopt.control.reduced import ReducedFunctional
 from pdeopt.fem import forms
-from pdeopt.report import ProblemError, SolveReport
+from pdeopt.report import OptionError, ProblemError, SolveReport
 
 Bound = float | npt.NDArray[np.float64] | dolfinx.fem.Function | None
 """A bound on a control: a number, an array for a real-valued control, a function of its space, or none."""
@@ -122,22 +123,24 @@ class ControlProblem:
         *,
         method: str | None = None,
         rtol: float = 1e-8,
-        max_iterations: int = 50,
+        max_iterations: int | None = None,
         monitor: Callable[[int, float], None] | None = None,
     ) -> SolveReport:
-        """Find the optimum from the optimality system. Collective: yes.
+        """Find the optimum. Collective: yes.
 
-        State, control and adjoint are set; PETSc options under ``kkt_`` (the KKT solve), ``state_`` (state solves of
-        the reduced Hessian) and ``kkt_shifted_``, ``kkt_mass_`` (blocks of the preconditioners) override the defaults.
+        State, control and adjoint are set. PETSc options under ``kkt_`` (the KKT solve), ``state_`` (state solves in
+        the space of the controls), ``kkt_shifted_``, ``kkt_mass_`` (blocks of the preconditioners) and ``reduced_``
+        (TAO) override the defaults.
 
         Parameters
         ----------
         method
-            "matched_schur", "pearson_wathen", "direct" or "reduced_hessian"; chosen by structure if None.
+            For the optimality system "matched_schur", "pearson_wathen", "direct" or "reduced_hessian"; in the space
+            of the controls by TAO "bqnls", "blmvm", "bntr" or "bnls"; chosen by structure if None.
         rtol
-            Relative tolerance for the Riesz norm of the KKT residual.
+            Relative tolerance for the Riesz norm of the KKT residual, with TAO for the projected gradient.
         max_iterations
-            Newton or active-set steps.
+            Newton or active-set steps (50 if None), or iterations of TAO (500).
         monitor
             Called on every rank with (iteration, residual norm).
 
@@ -148,8 +151,57 @@ class ControlProblem:
         OptionError
             If the method or a PETSc option does not fit the problem.
         """
+        if method in tao.METHODS:
+            if self._lagrangian.constraints:
+                raise OptionError(
+                    f"method {method!r} moves the controls alone and cannot keep extra constraints: "
+                    "choose 'direct' or 'reduced_hessian'"
+                )
+            functional = self.reduced_functional()
+            try:
+                return tao.minimise(
+                    functional, method, rtol=rtol, max_iterations=max_iterations or 500, monitor=monitor
+                )
+            finally:
+                functional.destroy()
         solver = NewtonSolver(self.system, self.bounds, method)
-        return solver.solve(rtol=rtol, max_iterations=max_iterations, monitor=monitor)
+        return solver.solve(rtol=rtol, max_iterations=max_iterations or 50, monitor=monitor)
+
+    def reduced_functional(self, *, gauss_newton: bool = False) -> ReducedFunctional:
+        """Return the objective as a function of the controls alone; destroy it after use. Collective: yes.
+
+        Coefficients of the forms must not change while it is in use.
+
+        Parameters
+        ----------
+        gauss_newton
+            Leave the second derivatives of state equation and constraints out of its Hessian.
+        """
+        return ReducedFunctional(self.system, self.bounds, gauss_newton)
+
+    def taylor_test(self, *, hessian: bool = True, seed: int = 0) -> verify.TaylorReport:
+        """Test gradient and Hessian at the present control by Taylor remainders; print the report. Collective: yes.
+
+        Parameters
+        ----------
+        hessian
+            Test the Hessian too.
+        seed
+            Seed of the random direction.
+        """
+        functional = self.reduced_functional()
+        try:
+            return verify.taylor_test(functional, hessian=hessian, seed=seed)
+        finally:
+            functional.destroy()
+
+    def check_symmetry(self, *, seed: int = 0) -> float:
+        """Return the largest relative asymmetry of the reduced Hessian over random directions. Collective: yes."""
+        functional = self.reduced_functional()
+        try:
+            return verify.check_symmetry(functional, seed=seed)
+        finally:
+            functional.destroy()
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
