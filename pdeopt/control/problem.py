@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import ufl
 
-from pdeopt.control import checks, tao, verify
+from pdeopt.control import checks, solvers, tao, verify
 from pdeopt.control.controls import Control, FieldControl, RealControl
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.control.lagrangian import Lagrangian
@@ -151,6 +151,9 @@ class ControlProblem:
         OptionError
             If the method or a PETSc option does not fit the problem.
         """
+        if method is not None and method not in (*solvers.METHODS, *tao.METHODS):
+            known = ", ".join((*solvers.METHODS, *tao.METHODS))
+            raise OptionError(f"method {method!r} is unknown: choose one of {known}")
         if method in tao.METHODS:
             if self._lagrangian.constraints:
                 raise OptionError(

@@ -5,11 +5,8 @@ from mpi4py import MPI
 import dolfinx
 import numpy as np
 import pytest
-import ufl
 
-from pdeopt.control import ControlProblem
 from pdeopt.problems import PoissonControl
-from pdeopt.report import OptionError, ProblemError
 
 
 def unit_square(cells):
@@ -76,47 +73,3 @@ def test_bounds_hold_and_multipliers_have_their_sign():
     assert gradient[at_upper].max() <= 1e-8 * scale
     assert gradient[at_lower].min() >= -1e-8 * scale
     assert np.abs(gradient[~at_upper & ~at_lower]).max() <= 1e-6 * scale
-
-
-def test_unknown_method_is_named():
-    case = PoissonControl(unit_square(4))
-    with pytest.raises(OptionError, match="'magic' is unknown"):
-        case.problem.solve(method="magic")
-
-
-def ingredients():
-    space = dolfinx.fem.functionspace(unit_square(4), ("Lagrange", 1))
-    y, u, v = dolfinx.fem.Function(space), dolfinx.fem.Function(space), ufl.TestFunction(space)
-    return {
-        "objective": y**2 * ufl.dx + u**2 * ufl.dx,
-        "state_equation": ufl.inner(ufl.grad(y), ufl.grad(v)) * ufl.dx + y * v * ufl.dx - u * v * ufl.dx,
-        "state": y,
-        "control": u,
-    }
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"state": 3.0}, "state is a float"),
-        ({"control": []}, "empty sequence"),
-        ({"control": "u"}, "control 0 is a str"),
-        ({"objective": 1.0}, "objective is a float"),
-        ({"state_equation": 1.0}, "state_equation is a float"),
-        ({"bounds": (1.0, 0.0)}, "exceeds the upper one"),
-        ({"bounds": (float("nan"), 0.0)}, "NaN"),
-        ({"bounds": 3.0}, "bounds must be a pair"),
-        ({"bcs": [1]}, r"bcs\[0\] is a int"),
-        ({"adjoint": 1}, "adjoint is a int"),
-        ({"constraints": [2.0]}, "constraint 0 is a float"),
-    ],
-)
-def test_mistakes_are_named(change, message):
-    with pytest.raises(ProblemError, match=message):
-        ControlProblem(**(ingredients() | change))
-
-
-def test_objective_without_regularisation_is_refused():
-    parts = ingredients()
-    with pytest.raises(ProblemError, match="not curved in control 0"):
-        ControlProblem(**(parts | {"objective": parts["state"] ** 2 * ufl.dx}))
