@@ -36,6 +36,9 @@ class Control(Protocol):
     def set_coordinates(self, values: Array) -> None:
         """Set the control from coordinates of shape (size,). Collective: yes."""
 
+    def expand(self, values: Array, function: dolfinx.fem.Function) -> None:
+        """Set a function of the control's space from coordinates of shape (size,). Collective: yes."""
+
     def restrict_columns(self, matrix: PETSc.Mat) -> PETSc.Mat:
         """Turn the columns of a matrix from degrees of freedom into coordinates. Collective: yes."""
 
@@ -59,7 +62,11 @@ class FieldControl:
 
     def set_coordinates(self, values: Array) -> None:
         """Set the owned values and update the ghosts. Collective: yes."""
-        forms.set_function(self.function, values)
+        self.expand(values, self.function)
+
+    def expand(self, values: Array, function: dolfinx.fem.Function) -> None:
+        """Set the owned values of a function of the control's space, and its ghosts. Collective: yes."""
+        forms.set_function(function, values)
 
     def restrict_columns(self, matrix: PETSc.Mat) -> PETSc.Mat:
         """Return the matrix as it is: coordinates are degrees of freedom."""
@@ -110,9 +117,14 @@ class RealControl:
 
     def set_coordinates(self, values: Array) -> None:
         """Hand rank 0's numbers to the constant and its stand-in on all ranks. Collective: yes."""
+        self.expand(values, self.function)
         numbers = np.asarray(self._comm.bcast(values if self._comm.rank == 0 else None))
         self.constant.value = numbers.reshape(self.constant.value.shape)
-        self.function.x.array[:] = np.resize(numbers, self.function.x.array.size)
+
+    def expand(self, values: Array, function: dolfinx.fem.Function) -> None:
+        """Fill a piecewise constant function with rank 0's numbers. Collective: yes."""
+        numbers = np.asarray(self._comm.bcast(values if self._comm.rank == 0 else None))
+        function.x.array[:] = np.resize(numbers, function.x.array.size)
 
     def restrict_columns(self, matrix: PETSc.Mat) -> PETSc.Mat:
         """Return the matrix times the prolongation. Collective: yes."""

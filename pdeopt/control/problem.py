@@ -1,8 +1,10 @@
 """The control problem as users state it: an objective and a state equation in UFL."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from mpi4py import MPI
+from petsc4py import PETSc
 
 import dolfinx
 import numpy as np
@@ -13,6 +15,7 @@ from pdeopt.control import checks, solvers, tao, verify
 from pdeopt.control.controls import Control, FieldControl, RealControl
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.control.lagrangian import Lagrangian
+from pdeopt.control.matrix_free import MatrixFreeKKT
 from pdeopt.control.newton import NewtonSolver
 from pdeopt.control.reduced import ReducedFunctional
 from pdeopt.fem import forms
@@ -181,6 +184,31 @@ class ControlProblem:
             Leave the second derivatives of state equation and constraints out of its Hessian.
         """
         return ReducedFunctional(self.system, self.bounds, gauss_newton)
+
+    def kkt_matrix(self, form: Literal["nest", "monolithic", "matrix_free"] = "nest") -> PETSc.Mat:
+        """Return the KKT matrix at the present state, control and adjoint, for solvers of your own. Collective: yes.
+
+        Its rows and columns are state, controls and adjoint, each rank's part of every field in turn; bounds and extra
+        constraints are left out. Rows and columns of the state's Dirichlet degrees of freedom are those of the
+        identity in the state operator.
+
+        Parameters
+        ----------
+        form
+            "nest" (a MATNEST of the assembled blocks), "monolithic" (one MATAIJ, for factorisations) or "matrix_free"
+            (a MATPYTHON that assembles actions, and follows the unknowns when they change).
+
+        Raises
+        ------
+        OptionError
+            If the form is none of these.
+        """
+        if form == "matrix_free":
+            return MatrixFreeKKT(self.system).matrix
+        if form not in ("nest", "monolithic"):
+            raise OptionError(f"form {form!r} is unknown: choose 'nest', 'monolithic' or 'matrix_free'")
+        blocks = self.system.assemble_blocks()
+        return self.system.matrix(blocks) if form == "nest" else self.system.monolithic_matrix(blocks)
 
     def taylor_test(self, *, hessian: bool = True, seed: int = 0) -> verify.TaylorReport:
         """Test gradient and Hessian at the present control by Taylor remainders; print the report. Collective: yes.
