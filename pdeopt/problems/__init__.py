@@ -5,14 +5,21 @@ from typing import Any
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
+    "BoundaryControl": "pdeopt.problems.boundary_control",
+    "BoundedPoissonControl": "pdeopt.problems.bounded_control",
+    "ConstrainedControl": "pdeopt.problems.constrained_control",
     "GaussianRandomField": "pdeopt.problems.lognormal",
+    "HeatSinkControl": "pdeopt.problems.heat_sink_control",
     "LinearModelProblem": "pdeopt.problems.linear",
+    "SemilinearControl": "pdeopt.problems.semilinear_control",
     "anisotropic_diffusion": "pdeopt.problems.diffusion",
     "checkerboard_diffusion": "pdeopt.problems.diffusion",
     "convection_diffusion": "pdeopt.problems.convection",
     "helmholtz": "pdeopt.problems.waves",
     "linear_elasticity": "pdeopt.problems.elasticity",
     "lognormal_diffusion": "pdeopt.problems.diffusion",
+    "ManufacturedControl": "pdeopt.problems.manufactured_control",
+    "PartialObservationControl": "pdeopt.problems.partial_observation_control",
     "PoissonControl": "pdeopt.problems.poisson_control",
     "poisson": "pdeopt.problems.diffusion",
     "rigid_body_modes": "pdeopt.problems.elasticity",
