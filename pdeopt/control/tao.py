@@ -24,6 +24,8 @@ METHODS = {
     "bnls": "Newton with bounds and line search",
 }
 _NEWTON = ("bntr", "bnls")
+# PETSc's default, a trust region found by interpolation, crashes (3.25) once bounds hold every control.
+_NEWTON_OPTIONS = {"tao_bnk_init_type": "direction"}
 # PETSc's default rescales the initial Hessian by a diagonal that it learns; here that undoes the metric, and the
 # quasi-Newton methods stall (500 iterations for a gradient of 1e-7). With one number 15 iterations reach 1e-8.
 _QUASI_NEWTON = {
@@ -168,7 +170,7 @@ def minimise(
         tolerance = rtol * _reference(functional, scaled)
         tao.setMonitor(record)
         defaults: dict[str, object] = {"tao_type": method, "tao_max_it": max_iterations, "tao_max_funcs": 100_000}
-        defaults |= {"tao_gatol": tolerance, "tao_grtol": 0.0, "tao_gttol": 0.0, **_QUASI_NEWTON}
+        defaults |= {"tao_gatol": tolerance, "tao_grtol": 0.0, "tao_gttol": 0.0, **_QUASI_NEWTON, **_NEWTON_OPTIONS}
         with forms.default_options("reduced_", defaults):
             tao.setFromOptions()
             try:
