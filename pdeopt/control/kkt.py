@@ -276,21 +276,49 @@ class KKTSystem:
         """Return the KKT matrix as a nest of the blocks, transposes included without copies. Collective: yes."""
         return self._nest(blocks, lambda block: PETSc.Mat().createTranspose(block))
 
-    def monolithic_matrix(self, blocks: Blocks) -> PETSc.Mat:
-        """Return the KKT matrix as one AIJ matrix, for factorisations. Collective: yes."""
+    def monolithic_matrix(self, blocks: Blocks, swapped: bool = False) -> PETSc.Mat:
+        """Return the KKT matrix as one AIJ matrix, for factorisations. Collective: yes.
+
+        Parameters
+        ----------
+        blocks
+            The blocks of the matrix.
+        swapped
+            Put the state equation's rows first and the adjoint equation's last: the matrix loses its symmetry, but
+            has A, L_uu and A' on its diagonal and needs hardly any pivoting.
+        """
         transposes: list[PETSc.Mat] = []
 
         def transpose(block: PETSc.Mat) -> PETSc.Mat:  # converting a nest of virtual transposes crashes in PETSc 3.25
             transposes.append(block.transpose(PETSc.Mat()))
             return transposes[-1]
 
-        nest = self._nest(blocks, transpose)
+        nest = self._nest(blocks, transpose, swapped)
         matrix = nest.convert("aij", PETSc.Mat())
         for item in (nest, *transposes):
             item.destroy()
         return matrix
 
-    def _nest(self, blocks: Blocks, transpose: Callable[[PETSc.Mat], PETSc.Mat]) -> PETSc.Mat:
+    def scaling(self) -> PETSc.Vec:
+        """Return the diagonal D for which D K D has blocks of one size, from the weights of the norm. Collective: yes.
+
+        D = (w^(-1/2), a^(-1/2), a^(1/2)) for state, controls and adjoint, by `pdeopt.control.riesz`.
+        """
+        vector = self.layout.create_vector()
+        root = math.sqrt(self.regularisation_weight)
+        for field, size in enumerate(self.layout.sizes):
+            value = 1.0 / root if 0 < field < self.adjoint_field else root
+            value = 1.0 / math.sqrt(self.observation_weight) if field == 0 else value
+            self.layout.write(vector, field, np.full(size, value))
+        return vector
+
+    def swap_rows(self, vector: PETSc.Vec) -> None:
+        """Exchange the parts of state and adjoint, as `monolithic_matrix` does with its rows. Collective: no."""
+        first, last = np.array(self.layout.read(vector, 0)), np.array(self.layout.read(vector, self.adjoint_field))
+        self.layout.write(vector, 0, last)
+        self.layout.write(vector, self.adjoint_field, first)
+
+    def _nest(self, blocks: Blocks, transpose: Callable[[PETSc.Mat], PETSc.Mat], swapped: bool = False) -> PETSc.Mat:
         last = self.adjoint_field
         table: list[list[PETSc.Mat | None]] = [[None] * (last + 1) for _ in range(last + 1)]
 
@@ -306,6 +334,8 @@ class KKTSystem:
             place(last, j, blocks.control_operators[j - 1])
             for i in range(1, j + 1):
                 place(i, j, blocks.control_control[i - 1][j - 1])
+        if swapped:
+            table[0], table[last] = table[last], table[0]
         return PETSc.Mat().createNest(table, comm=self.comm)
 
     # Norms -----------------------------------------------------------------------------------------------------------

@@ -21,12 +21,15 @@ import numpy.typing as npt
 
 from pdeopt import parallel
 from pdeopt.control import solvers, structure
+from pdeopt.control.interior import InteriorPoint
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.report import ConvergenceError, SolveReport
 
 Array = npt.NDArray[np.float64]
 _SMALLEST_STEP = 2.0**-12
 _ARMIJO = 1e-4
+_STALL, _PATIENCE = 0.9, 4  # active sets that do not reduce the residual to this share in so many steps have stalled
+_INTERIOR_STEPS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,7 @@ class NewtonSolver:
         system.get_unknowns(unknowns)
         point = self._evaluate()
         history = [point.norm]
-        iteration = 0
+        iteration, stalled, best = 0, 0, math.inf
         while True:
             if monitor is not None:
                 with callbacks.guard():
@@ -132,15 +135,19 @@ class NewtonSolver:
                     history,
                     f"{max_iterations} iterations did not reach the tolerance: raise max_iterations",
                 )
-            accuracy = 0.5 * rtol * reference / max(point.norm, 1e-300)
+            accuracy = 0.3 * rtol * reference / max(point.norm, 1e-300)
             if not system.linear_quadratic:
                 accuracy = max(accuracy, min(1e-2, 0.1 * point.norm / reference))
             elif self._bounded:
                 accuracy = max(accuracy, 1e-5)  # early active sets are guesses: solve them loosely
-            step = self._step(point, min(max(accuracy, 1e-13), 0.1))
-            point = self._advance(unknowns, step, point, history)
-            history.append(point.norm)
-            iteration += 1
+            stalled, best = (0, point.norm) if point.norm < _STALL * best else (stalled + 1, best)
+            if stalled == _PATIENCE and self._bounded and system.linear_quadratic and not point.constraints.size:
+                point = self._interior(unknowns, rtol * reference, history)
+            else:
+                step = self._step(point, min(max(accuracy, 1e-13), 0.1))
+                point = self._advance(unknowns, step, point, history)
+                history.append(point.norm)
+            iteration = len(history) - 1
         seconds = {**self._seconds, "total": time.perf_counter() - started}
         quantities = {
             "unknowns": system.layout.global_size,
@@ -278,6 +285,41 @@ class NewtonSolver:
         for response, factor in zip(responses, change, strict=True):
             step.axpy(-float(factor), response)
         return change
+
+    def _interior(self, unknowns: PETSc.Vec, tolerance: float, history: list[float]) -> _Point:
+        """Let the interior point method find the active sets that the steps so far did not settle on."""
+        system = self.system
+        self._destroy_solver()
+        limit = structure.DIRECT_LIMIT[system.lagrangian.state.function_space.mesh.topology.dim]
+        fallback = "direct" if system.layout.global_size <= limit else "reduced_hessian"
+        method = self._method if self._method in ("direct", "reduced_hessian") else fallback
+        free = [np.zeros(control.size, dtype=bool) for control in system.controls]
+
+        def make_solver(blocks: Blocks) -> solvers.KKTSolver:
+            assert self._structure is not None
+            solver = solvers.KKTSolver(
+                method,
+                solvers.LinearContext(
+                    system, blocks, self._structure, free, self._state_mass, self._identity_mass, self._symmetric
+                ),
+            )
+            self._seconds["setup"] += solver.seconds_setup
+            return solver
+
+        idle = np.concatenate(system.idle)
+        lower = np.where(idle, -np.inf, np.concatenate([bounds.lower for bounds in self._bounds]))
+        upper = np.where(idle, np.inf, np.concatenate([bounds.upper for bounds in self._bounds]))
+        interior = InteriorPoint(system, lower, upper, make_solver)
+        for _ in range(_INTERIOR_STEPS):
+            interior.step()
+            point = self._evaluate()
+            history.append(point.norm)
+            if point.norm <= tolerance:
+                break
+        self._linear_iterations += interior.linear_iterations
+        self._why += "; active sets cycled, so an interior point method found them"
+        system.get_unknowns(unknowns)
+        return point
 
     def _update_solver(self, point: _Point, right: PETSc.Vec, held: Sequence[Array]) -> None:
         """Bring blocks and solver up to date, and move the held controls' known step to the right-hand side."""

@@ -27,16 +27,23 @@ from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.structure import Structure
 from pdeopt.fem import forms
 
-# Six V-cycles with a drop tolerance of 0.02 keep MINRES robust in the mesh size: with two cycles, or with the default
-# tolerance, its iterations grow. A flexible method needs only three.
+# A drop tolerance of 0.02 keeps V-cycles robust in the mesh size; with the default one iterations grow. MINRES needs
+# them accurate and linear: Chebyshev acceleration makes six of them worth ten. Two suffice for a flexible method.
 _SHIFTED_OPERATOR = {
-    "ksp_type": "richardson",
     "ksp_norm_type": "none",
     "pc_type": "gamg",
     "pc_gamg_threshold": 0.02,
     "mg_levels_ksp_type": "chebyshev",
     "mg_levels_pc_type": "jacobi",
 }
+_ACCURATE = {
+    "ksp_type": "chebyshev",
+    "ksp_max_it": 6,
+    "ksp_chebyshev_esteig": "0.8,0,0,1.05",  # from estimates of the extreme eigenvalues of the preconditioned operator
+    "esteig_ksp_type": "cg",
+    "esteig_ksp_max_it": 10,
+}
+_FLEXIBLE = {"ksp_type": "richardson", "ksp_max_it": 2}
 _MASS = {"ksp_type": "chebyshev", "ksp_max_it": 5, "ksp_norm_type": "none", "pc_type": "jacobi"}
 
 
@@ -105,11 +112,11 @@ class ShiftedSolver:
         A + s M, kept until `destroy`.
     symmetric
         Whether A is symmetric; otherwise the transpose gets a hierarchy of its own.
-    cycles
-        Number of V-cycles.
+    accurate
+        Whether the result must be an accurate inverse and not just a good direction.
     """
 
-    def __init__(self, matrix: PETSc.Mat, symmetric: bool, cycles: int) -> None:
+    def __init__(self, matrix: PETSc.Mat, symmetric: bool, accurate: bool) -> None:
         self._matrices = [matrix] if symmetric else [matrix, matrix.transpose(PETSc.Mat())]
         self._ksps = []
         for operator in self._matrices:
@@ -118,8 +125,9 @@ class ShiftedSolver:
             ksp = PETSc.KSP().create(operator.comm)
             ksp.setOptionsPrefix("kkt_shifted_")
             ksp.setOperators(operator)
-            defaults: dict[str, object] = {**_SHIFTED_OPERATOR, "ksp_max_it": cycles}
+            defaults: dict[str, object] = {**_SHIFTED_OPERATOR, **(_ACCURATE if accurate else _FLEXIBLE)}
             if not symmetric:
+                defaults |= {"ksp_type": "richardson"}
                 defaults |= {"mg_levels_ksp_type": "richardson", "mg_levels_pc_type": "sor"}
             with forms.default_options("kkt_shifted_", defaults):
                 ksp.setFromOptions()
@@ -152,14 +160,14 @@ class _Workspace:
         shift: PETSc.Mat,
         shift_factor: float,
         symmetric: bool,
-        cycles: int,
+        accurate: bool,
     ) -> None:
         self.system, self.blocks, self.structure = system, blocks, structure
         self.state_mass = state_mass
         self.control_operators = [operator for operator in blocks.control_operators if operator is not None]
         shifted = blocks.state_operator.copy()
         shifted.axpy(shift_factor, shift, structure=PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
-        self.shifted = ShiftedSolver(shifted, symmetric, cycles)
+        self.shifted = ShiftedSolver(shifted, symmetric, accurate)
         self.control_solvers = []
         for j, control in enumerate(system.controls):
             block = blocks.control_control[j][j]
@@ -231,7 +239,7 @@ class PearsonWathen:
         symmetric: bool,
     ) -> None:
         shift = structure.coupling * structure.observation**0.5
-        self._work = _Workspace(system, blocks, structure, state_mass, control_term, shift, symmetric, cycles=6)
+        self._work = _Workspace(system, blocks, structure, state_mass, control_term, shift, symmetric, accurate=True)
         self._mass = MassSolver(identity_mass, system.lagrangian.state.function_space, "kkt_mass_")
         self._weight = structure.observation
 
@@ -274,7 +282,7 @@ class SquareBlock:
         symmetric: bool,
     ) -> None:
         shift = structure.coupling * structure.observation**0.5
-        self._work = _Workspace(system, blocks, structure, state_mass, control_term, shift, symmetric, cycles=3)
+        self._work = _Workspace(system, blocks, structure, state_mass, control_term, shift, symmetric, accurate=False)
         self._weight, self._scale = structure.observation, structure.observation / shift
 
     def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:
@@ -317,7 +325,9 @@ class SwappedSchur:
         symmetric: bool,
     ) -> None:
         shift = structure.coupling / structure.observation**0.5  # on L_yy = w M_o
-        self._work = _Workspace(system, blocks, structure, state_mass, blocks.state_state, shift, symmetric, cycles=3)
+        self._work = _Workspace(
+            system, blocks, structure, state_mass, blocks.state_state, shift, symmetric, accurate=False
+        )
         self._mass = MassSolver(identity_mass, system.lagrangian.state.function_space, "kkt_mass_")
         self._coupling = structure.coupling**2
 

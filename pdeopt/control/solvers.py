@@ -12,8 +12,10 @@ from petsc4py import PETSc
 import numpy as np
 import ufl
 
+from pdeopt.control.hessian import ReducedHessian
 from pdeopt.control.kkt import Blocks, KKTSystem, Mask
 from pdeopt.control.preconditioners import PearsonWathen, SquareBlock, SwappedSchur
+from pdeopt.control.stopping import RieszStopping
 from pdeopt.control.structure import Structure
 from pdeopt.fem import forms
 from pdeopt.report import KSP_ADVICE, ConvergenceError, OptionError
@@ -66,28 +68,42 @@ class KKTSolver:
     def __init__(self, method: str, context: LinearContext) -> None:
         started = time.perf_counter()
         self.method = method
-        system = context.system
+        self._system = system = context.system
         self._preconditioner: PearsonWathen | SquareBlock | SwappedSchur | ReducedHessianPC | None = None
-        self._matrix = (system.monolithic_matrix if method == "direct" else system.matrix)(context.blocks)
+        self._stopping: RieszStopping | None = None
+        self._scaling: PETSc.Vec | None = None
+        # Symmetric pivoting on the indefinite matrix is slow: without it MUMPS needs a tenth of the time (n = 128).
+        self._swapped = method == "direct" and PETSc.Options().getString("kkt_pc_type", "lu") == "lu"
         defaults: dict[str, object]
         if method == "direct":
-            self._matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
-            defaults = {"ksp_type": "preonly", "pc_type": "cholesky", "pc_factor_mat_solver_type": "mumps"}
-            defaults["mat_mumps_icntl_14"] = 200  # indefinite pivoting outgrows MUMPS' default workspace estimate
+            self._matrix = system.monolithic_matrix(context.blocks, self._swapped)
+            self._scaling = system.scaling()
+            left = self._scaling.copy()
+            if self._swapped:
+                system.swap_rows(left)
+            self._matrix.diagonalScale(left, self._scaling)
+            left.destroy()
+            self._matrix.setOption(PETSc.Mat.Option.SYMMETRIC, not self._swapped)
+            defaults = {"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
+            defaults["mat_mumps_icntl_14"] = 50 if self._swapped else 200  # indefinite pivoting outgrows the estimate
             self.name = "MUMPS on the KKT system"
-        elif method in ("matched_schur", "pearson_wathen"):
-            self._preconditioner = _schur(method, context)
-            krylov = "minres" if method == "pearson_wathen" else "gcr"
-            defaults = {"ksp_type": krylov, "pc_type": "python", "ksp_max_it": 500}
-            if krylov == "gcr":
-                defaults["ksp_gcr_restart"] = 60
-            self.name = f"{krylov.upper()} + {type(self._preconditioner).__name__}"
-        elif method == "reduced_hessian":
-            self._preconditioner = ReducedHessianPC(context)
-            defaults = {"ksp_type": "preonly", "pc_type": "python"}
-            self.name = "reduced-Hessian CG in the control metric"
         else:
-            raise OptionError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
+            self._matrix = system.matrix(context.blocks)
+            if method in ("matched_schur", "pearson_wathen"):
+                self._preconditioner = _schur(method, context)
+                # Not GCR: it breaks down where the preconditioned matrix is indefinite, as with too few cycles.
+                krylov = "minres" if method == "pearson_wathen" else "fgmres"
+                defaults = {"ksp_type": krylov, "pc_type": "python", "ksp_max_it": 500}
+                if krylov == "fgmres":
+                    defaults["ksp_gmres_restart"] = 60
+                self._stopping = RieszStopping(system.norm)
+                self.name = f"{krylov.upper()} + {type(self._preconditioner).__name__}"
+            elif method == "reduced_hessian":
+                self._preconditioner = ReducedHessianPC(context)
+                defaults = {"ksp_type": "preonly", "pc_type": "python"}
+                self.name = "reduced-Hessian CG in the control metric"
+            else:
+                raise OptionError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
         self.ksp = PETSc.KSP().create(system.comm)
         self.ksp.setOptionsPrefix("kkt_")
         self.ksp.setOperators(self._matrix)
@@ -97,6 +113,8 @@ class KKTSolver:
                 self.ksp.getPC().setPythonContext(self._preconditioner)
             self.ksp.setFromOptions()
             self._check_krylov_method()
+            if self._stopping is not None:
+                self.ksp.setConvergenceTest(self._stopping)
             if method == "direct":
                 self.ksp.setUp()
         self.seconds_setup = time.perf_counter() - started
@@ -111,22 +129,37 @@ class KKTSolver:
         if fitting and self.ksp.getPC().getType() == "python" and krylov not in fitting:
             raise OptionError(f"kkt_ksp_type {krylov} does not fit {self.method}: choose one of {', '.join(fitting)}")
 
+    @property
+    def residuals(self) -> tuple[float, ...]:
+        """The Riesz norms that the stopping test of the last solve has seen; empty for other methods."""
+        return () if self._stopping is None else tuple(self._stopping.history)
+
     def solve(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float) -> int:
-        """Solve to a relative tolerance and return the Krylov iterations. Collective: yes.
+        """Solve to a tolerance relative in the Riesz norm and return the Krylov iterations. Collective: yes.
 
         Raises
         ------
         ConvergenceError
             If the KSP reports divergence.
         """
-        if isinstance(self._preconditioner, ReducedHessianPC):
+        if self._stopping is not None:
+            self._stopping.start(right, rtol)
+        elif isinstance(self._preconditioner, ReducedHessianPC):
             # Eliminating state and adjoint amplifies the right-hand side by up to 1 / sqrt(alpha) before CG sees it.
             self._preconditioner.rtol = max(1e-3 * rtol, 1e-13)
-        self.ksp.setTolerances(rtol=max(rtol, 1e-14))
-        self.ksp.solve(right, out)
+        if self._scaling is None:
+            self.ksp.solve(right, out)
+        else:
+            scaled = right.duplicate()
+            scaled.pointwiseMult(right, self._scaling)
+            if self._swapped:
+                self._system.swap_rows(scaled)
+            self.ksp.solve(scaled, out)
+            out.pointwiseMult(out, self._scaling)
+            scaled.destroy()
         reason = self.ksp.getConvergedReason()
         if reason < 0:
-            advice = KSP_ADVICE.get(reason, "see ksp_converged_reason")
+            advice = KSP_ADVICE.get(reason, "see kkt_ksp_converged_reason")
             raise ConvergenceError(f"the KKT solve with {self.name} failed (reason {reason}): {advice}")
         if isinstance(self._preconditioner, ReducedHessianPC):
             return self._preconditioner.iterations
@@ -176,8 +209,8 @@ def _free_mass(context: LinearContext) -> PETSc.Mat:
 class ReducedHessianPC:
     """Solves the KKT system by eliminating state and adjoint: CG for the reduced Hessian, preconditioned by L_uu.
 
-    H = L_uu - B' A^-T L_yu - L_uy A^-1 B + B' A^-T L_yy A^-1 B. In the metric of the regularisation its spectrum is
-    that of the identity plus a compact operator, so the iterations do not grow with refinement.
+    In the metric of the regularisation the spectrum of the reduced Hessian is that of the identity plus a compact
+    operator, so the iterations do not grow with refinement.
 
     Parameters
     ----------
@@ -190,104 +223,66 @@ class ReducedHessianPC:
         self._system, self._blocks = system, blocks
         self.rtol, self.iterations = 1e-8, 0
         self._state_ksp = state_solver(system, blocks.state_operator, context.symmetric)
-        sizes = system.layout.sizes
-        self._control_layout = forms.BlockLayout(system.comm, sizes[1:-1])
-        self._hessian = PETSc.Mat().createPython(
-            ((self._control_layout.offsets[-1], self._control_layout.global_size),) * 2, context=self, comm=system.comm
-        )
-        self._hessian.setUp()
+        self._hessian = ReducedHessian(system, blocks, self._state_ksp)
         self._inner = _regularisation(blocks, system)
         self._ksp = PETSc.KSP().create(system.comm)
         self._ksp.setOptionsPrefix("kkt_reduced_")
-        self._ksp.setOperators(self._hessian, self._inner)
+        self._ksp.setOperators(self._hessian.matrix, self._inner)
         defaults: dict[str, object] = {"ksp_type": "cg", "ksp_norm_type": "natural", "ksp_max_it": 2000}
         defaults |= {"pc_type": "ksp", "ksp_ksp_type": "cg", "ksp_ksp_rtol": 1e-10, "ksp_pc_type": "jacobi"}
         with forms.default_options("kkt_reduced_", defaults):
             self._ksp.setFromOptions()
             self._ksp.setUp()
         self._state = [forms.SubVectors(system.layout, 0).vector for _ in range(4)]
-        self._control = [self._control_layout.create_vector() for _ in range(2)]
-        self._parts = [forms.SubVectors(self._control_layout, j) for j in range(len(sizes) - 2)]
-
-    def _add_controls(self, operators: Sequence[PETSc.Mat | None], control: PETSc.Vec, out: PETSc.Vec) -> None:
-        work = out.duplicate()
-        for part, operator in zip(self._parts, operators, strict=True):
-            if operator is not None:
-                operator.mult(part.load(control), work)
-                out.axpy(1.0, work)
-        work.destroy()
-
-    def _add_transposed(self, operators: Sequence[PETSc.Mat | None], state: PETSc.Vec, out: PETSc.Vec) -> None:
-        for j, (part, operator) in enumerate(zip(self._parts, operators, strict=True)):
-            if operator is not None:
-                operator.multTranspose(state, part.vector)
-                out.array[self._control_layout.slice(j)] += part.vector.array_r
-
-    def _solve_state(self, right: PETSc.Vec, out: PETSc.Vec, transpose: bool = False) -> None:
-        (self._state_ksp.solveTranspose if transpose else self._state_ksp.solve)(right, out)
-        if self._state_ksp.getConvergedReason() < 0:
-            reason = self._state_ksp.getConvergedReason()
-            raise ConvergenceError(f"a linearised state solve failed (reason {reason}): {KSP_ADVICE.get(reason, '')}")
-
-    def mult(self, matrix: PETSc.Mat, control: PETSc.Vec, out: PETSc.Vec) -> None:
-        """Apply the reduced Hessian. Collective: yes."""
-        blocks, (right, state, adjoint, _) = self._blocks, self._state
-        self._inner.mult(control, out)
-        right.set(0.0)
-        self._add_controls(blocks.control_operators, control, right)
-        right.scale(-1.0)
-        self._solve_state(right, state)
-        right.set(0.0)
-        if blocks.state_state is not None:
-            blocks.state_state.mult(state, right)
-        self._add_controls(blocks.state_control, control, right)
-        right.scale(-1.0)
-        self._solve_state(right, adjoint, transpose=True)
-        self._add_transposed(blocks.state_control, state, out)
-        self._add_transposed(blocks.control_operators, adjoint, out)
+        self._control = [self._hessian.layout.create_vector() for _ in range(2)]
 
     def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:
         """Solve the whole KKT system for a right-hand side. Collective: yes."""
-        layout, last, blocks = self._system.layout, self._system.adjoint_field, self._blocks
-        work, particular, adjoint, shifted = self._state
+        layout, last, blocks, hessian = self._system.layout, self._system.adjoint_field, self._blocks, self._hessian
+        work, state, adjoint, product = self._state
         reduced, control = self._control
+        controls = slice(layout.offsets[1], layout.offsets[last])
+
+        def solve_adjoint(with_control: bool) -> None:
+            """A^-T (r_y - L_yy y - L_yu u)."""
+            work.array[:] = layout.read(right, 0)
+            product.set(0.0)
+            if blocks.state_state is not None:
+                blocks.state_state.mult(state, product)
+            if with_control:
+                hessian.add_controls(blocks.state_control, control, product)
+            work.axpy(-1.0, product)
+            hessian.solve_state(work, adjoint, transpose=True)
+
         work.array[:] = layout.read(right, last)
-        self._solve_state(work, particular)  # A^-1 r_p
-        work.array[:] = layout.read(right, 0)
-        if blocks.state_state is not None:
-            blocks.state_state.mult(particular, shifted)
-            work.axpy(-1.0, shifted)
-        self._solve_state(work, adjoint, transpose=True)  # A^-T (r_y - L_yy A^-1 r_p)
+        hessian.solve_state(work, state)  # A^-1 r_p
+        solve_adjoint(with_control=False)
         reduced.set(0.0)
-        self._add_transposed(blocks.state_control, particular, reduced)
-        self._add_transposed(blocks.control_operators, adjoint, reduced)
+        hessian.add_transposed(blocks.state_control, state, reduced)
+        hessian.add_transposed(blocks.control_operators, adjoint, reduced)
         reduced.scale(-1.0)
-        reduced.array[:] += right.array_r[layout.offsets[1] : layout.offsets[last]]
+        reduced.array[:] += right.array_r[controls]
         self._ksp.setTolerances(rtol=self.rtol)
         self._ksp.solve(reduced, control)
         self.iterations = int(self._ksp.getIterationNumber())
-        if self._ksp.getConvergedReason() < 0:
-            reason = self._ksp.getConvergedReason()
+        reason = self._ksp.getConvergedReason()
+        if reason < 0:
             raise ConvergenceError(f"the reduced-Hessian solve failed (reason {reason}): {KSP_ADVICE.get(reason, '')}")
-        out.array[layout.offsets[1] : layout.offsets[last]] = control.array_r
+        out.array[controls] = control.array_r
         work.array[:] = layout.read(right, last)
-        shifted.set(0.0)
-        self._add_controls(blocks.control_operators, control, shifted)
-        work.axpy(-1.0, shifted)
-        self._solve_state(work, particular)
-        layout.write(out, 0, particular.array_r)
-        work.array[:] = layout.read(right, 0)
-        shifted.set(0.0)
-        if blocks.state_state is not None:
-            blocks.state_state.mult(particular, shifted)
-        self._add_controls(blocks.state_control, control, shifted)
-        work.axpy(-1.0, shifted)
-        self._solve_state(work, adjoint, transpose=True)
+        product.set(0.0)
+        hessian.add_controls(blocks.control_operators, control, product)
+        work.axpy(-1.0, product)
+        hessian.solve_state(work, state)
+        layout.write(out, 0, state.array_r)
+        solve_adjoint(with_control=True)
         layout.write(out, last, adjoint.array_r)
 
     def release(self) -> None:
         """Free the PETSc objects. Collective: yes."""
-        for item in (self._ksp, self._state_ksp, self._hessian, self._inner, *self._state, *self._control):
+        self._ksp.destroy()
+        self._hessian.release()
+        for item in (self._state_ksp, self._inner, *self._state, *self._control):
             item.destroy()
 
 
