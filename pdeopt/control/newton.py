@@ -23,6 +23,7 @@ from pdeopt import parallel
 from pdeopt.control import solvers, structure
 from pdeopt.control.interior import InteriorPoint
 from pdeopt.control.kkt import Blocks, KKTSystem
+from pdeopt.control.preconditioners import LinearContext
 from pdeopt.report import ConvergenceError, SolveReport
 
 Array = npt.NDArray[np.float64]
@@ -112,12 +113,16 @@ class NewtonSolver:
         callbacks = parallel.CallbackErrors(system.comm)
         started = time.perf_counter()
         self._prepare()
-        reference = self._reference()
-        system.impose_dirichlet()
-        self._clip()
         unknowns = system.layout.create_vector()
         system.get_unknowns(unknowns)
+        starts_at_zero = unknowns.norm() == 0.0
+        reference = math.nan if starts_at_zero else self._reference(unknowns)
+        system.impose_dirichlet()
+        self._clip()
+        system.get_unknowns(unknowns)
         point = self._evaluate()
+        if starts_at_zero:
+            reference = point.norm
         history = [point.norm]
         iteration, stalled, best = 0, 0, math.inf
         while True:
@@ -205,17 +210,14 @@ class NewtonSolver:
         for control, bounds in zip(self.system.controls, self._bounds, strict=True):
             control.set_coordinates(np.clip(control.coordinates(), bounds.lower, bounds.upper))
 
-    def _reference(self) -> float:
+    def _reference(self, unknowns: PETSc.Vec) -> float:
         """Return the residual norm at zero state, control and adjoint; the unknowns are put back."""
         system = self.system
-        kept = system.layout.create_vector()
-        system.get_unknowns(kept)
-        if kept.norm() > 0.0:
-            system.set_unknowns(system.layout.create_vector())
+        system.set_unknowns(system.layout.create_vector())
         system.impose_dirichlet()
         self._clip()
         norm = self._evaluate().norm
-        system.set_unknowns(kept)
+        system.set_unknowns(unknowns)
         return norm
 
     def _evaluate(self) -> _Point:
@@ -251,7 +253,7 @@ class NewtonSolver:
         assert self._solver is not None
         started = time.perf_counter()
         step = system.layout.create_vector()
-        self._linear_iterations += self._solver.solve(right, step, rtol)
+        self._linear_iterations += self._solver.solve(right, step, rtol, None if self._bounded else point.norm)
         change = np.empty(0)
         if point.constraints.size:
             change = self._border(point, step, rtol)
@@ -299,7 +301,7 @@ class NewtonSolver:
             assert self._structure is not None
             solver = solvers.KKTSolver(
                 method,
-                solvers.LinearContext(
+                LinearContext(
                     system, blocks, self._structure, free, self._state_mass, self._identity_mass, self._symmetric
                 ),
             )
@@ -342,7 +344,7 @@ class NewtonSolver:
         self._seconds["assembly"] += time.perf_counter() - started
         assert self._structure is not None
         assert self._method is not None
-        context = solvers.LinearContext(
+        context = LinearContext(
             system, fresh, self._structure, point.active, self._state_mass, self._identity_mass, self._symmetric
         )
         self._solver = solvers.KKTSolver(self._method, context)

@@ -15,15 +15,17 @@ whatever the mesh and the weights. The same two solves with A + s M serve three 
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
+from mpi4py import MPI
 from petsc4py import PETSc
 
 import basix
 import dolfinx
 import numpy as np
 
-from pdeopt.control.kkt import Blocks, KKTSystem
+from pdeopt.control.kkt import Blocks, KKTSystem, Mask
 from pdeopt.control.structure import Structure
 from pdeopt.fem import forms
 
@@ -65,6 +67,42 @@ def mass_eigenvalue_bounds(space: dolfinx.fem.FunctionSpace) -> tuple[float, flo
     scale = 1.0 / np.sqrt(np.diag(mass))
     eigenvalues = np.linalg.eigvalsh(scale[:, None] * mass * scale)
     return float(eigenvalues[0]), float(eigenvalues[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearContext:
+    """What every KKT solver is built from.
+
+    Parameters
+    ----------
+    system, blocks, structure
+        The KKT system, its blocks with fixed controls taken out, and what was recognised.
+    active
+        Which coordinates of each control a bound holds.
+    state_mass, identity_mass
+        State mass matrix with zeros and with ones on the Dirichlet diagonal.
+    symmetric
+        Whether the state operator is symmetric.
+    """
+
+    system: KKTSystem
+    blocks: Blocks
+    structure: Structure
+    active: Sequence[Mask]
+    state_mass: PETSc.Mat
+    identity_mass: PETSc.Mat
+    symmetric: bool
+
+    @property
+    def held(self) -> bool:
+        """Whether a bound holds any coordinate on any rank. Collective: yes."""
+        return bool(self.system.comm.allreduce(any(bool(np.any(mask)) for mask in self.active), op=MPI.LOR))
+
+    def same_space(self, index: int) -> bool:
+        """Whether a control is a field with the degrees of freedom of the state."""
+        control, state = self.system.controls[index], self.system.lagrangian.state.function_space
+        same = control.function.function_space.element == state.element
+        return bool(same and control.size == self.system.layout.sizes[0])
 
 
 class MassSolver:
@@ -151,27 +189,23 @@ class ShiftedSolver:
 class _Workspace:
     """What the three preconditioners share: blocks, inner solvers, work vectors."""
 
-    def __init__(
-        self,
-        system: KKTSystem,
-        blocks: Blocks,
-        structure: Structure,
-        state_mass: PETSc.Mat,
-        shift: PETSc.Mat,
-        shift_factor: float,
-        symmetric: bool,
-        accurate: bool,
-    ) -> None:
-        self.system, self.blocks, self.structure = system, blocks, structure
-        self.state_mass = state_mass
+    def __init__(self, context: LinearContext, shift: PETSc.Mat, factor: float, accurate: bool) -> None:
+        system, blocks, structure = context.system, context.blocks, context.structure
+        self.state_mass = context.state_mass
         self.control_operators = [operator for operator in blocks.control_operators if operator is not None]
         shifted = blocks.state_operator.copy()
-        shifted.axpy(shift_factor, shift, structure=PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
-        self.shifted = ShiftedSolver(shifted, symmetric, accurate)
+        shifted.axpy(factor, shift, structure=PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN)
+        self.shifted = ShiftedSolver(shifted, context.symmetric, accurate)
         self.control_solvers = []
+        # g_j / a_j where B_j = g_j M and H_j = a_j M with one M: B_j H_j^-1 is then no more than this factor.
+        self._ratios: list[float | None] = []
+        held = context.held
         for j, control in enumerate(system.controls):
             block = blocks.control_control[j][j]
             self.control_solvers.append(MassSolver(block, control.function.function_space, "kkt_mass_"))
+            exact = context.same_space(j) and not held
+            self._ratios.append(structure.gains[j] / structure.regularisation[j] if exact else None)
+        self._dirichlet = system.dirichlet_dofs
         self._fields = [forms.SubVectors(system.layout, field) for field in range(system.adjoint_field + 1)]
         self._outputs = [forms.SubVectors(system.layout, field) for field in range(system.adjoint_field + 1)]
         self.state_work = [self._fields[0].vector.duplicate() for _ in range(3)]
@@ -188,10 +222,15 @@ class _Workspace:
     def eliminate_controls(self, parts: Sequence[PETSc.Vec]) -> None:
         """Subtract B_j H_j^-1 r_j from the state equation's residual, in place. Collective: yes."""
         state = self.state_work[0]
-        for j, solver in enumerate(self.control_solvers):
-            solver.solve(parts[1 + j], self.control_work[j])
-            self.control_operators[j].mult(self.control_work[j], state)
-            parts[-1].axpy(-1.0, state)
+        for j, (solver, ratio) in enumerate(zip(self.control_solvers, self._ratios, strict=True)):
+            if ratio is None:
+                solver.solve(parts[1 + j], self.control_work[j])
+                self.control_operators[j].mult(self.control_work[j], state)
+                parts[-1].axpy(-1.0, state)
+            else:
+                state.array[:] = parts[1 + j].array_r
+                state.array[self._dirichlet] = 0.0
+                parts[-1].axpy(-ratio, state)
 
     def recover_controls(self, parts: Sequence[PETSc.Vec], out: Sequence[PETSc.Vec]) -> None:
         """Set u_j = H_j^-1 (r_j - B_j' p) from the adjoint in ``out``. Collective: yes."""
@@ -216,31 +255,15 @@ class PearsonWathen:
 
     Parameters
     ----------
-    system, blocks, structure
-        The KKT system, its blocks, and their weights.
-    state_mass
-        M with zero Dirichlet rows and columns.
-    identity_mass
-        M with ones on the Dirichlet diagonal, for the solves with it.
-    control_term
-        M restricted to where the controls are free, which is M without bounds.
-    symmetric
-        Whether A is symmetric.
+    context
+        The KKT system and what was recognised in it.
     """
 
-    def __init__(
-        self,
-        system: KKTSystem,
-        blocks: Blocks,
-        structure: Structure,
-        state_mass: PETSc.Mat,
-        identity_mass: PETSc.Mat,
-        control_term: PETSc.Mat,
-        symmetric: bool,
-    ) -> None:
+    def __init__(self, context: LinearContext) -> None:
+        structure = context.structure
         shift = structure.coupling * structure.observation**0.5
-        self._work = _Workspace(system, blocks, structure, state_mass, control_term, shift, symmetric, accurate=True)
-        self._mass = MassSolver(identity_mass, system.lagrangian.state.function_space, "kkt_mass_")
+        self._work = _Workspace(context, _free_mass(context), shift, accurate=True)
+        self._mass = MassSolver(context.identity_mass, context.system.lagrangian.state.function_space, "kkt_mass_")
         self._weight = structure.observation
 
     def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:
@@ -269,20 +292,16 @@ class SquareBlock:
     With p = q w / s the system is [[W, V'], [V, -W]], W = w M, V = (w / s) A, and is preconditioned by
     [[W, V'], [V, -(W + V + V')]], which two solves with W + V = (w / s)(A + s M) invert.
 
-    Parameters are those of `PearsonWathen`, less the mass matrix that it solves with.
+    Parameters
+    ----------
+    context
+        The KKT system and what was recognised in it.
     """
 
-    def __init__(
-        self,
-        system: KKTSystem,
-        blocks: Blocks,
-        structure: Structure,
-        state_mass: PETSc.Mat,
-        control_term: PETSc.Mat,
-        symmetric: bool,
-    ) -> None:
+    def __init__(self, context: LinearContext) -> None:
+        structure = context.structure
         shift = structure.coupling * structure.observation**0.5
-        self._work = _Workspace(system, blocks, structure, state_mass, control_term, shift, symmetric, accurate=False)
+        self._work = _Workspace(context, _free_mass(context), shift, accurate=False)
         self._weight, self._scale = structure.observation, structure.observation / shift
 
     def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:
@@ -312,28 +331,23 @@ class SwappedSchur:
 
     S_y = L_yy + A' (c^2 M)^-1 A is approximated by (A + s M_o)' M^-1 (A + s M_o) / c^2, M_o = L_yy / w.
 
-    Parameters are those of `PearsonWathen`, less the control term.
+    Parameters
+    ----------
+    context
+        The KKT system and what was recognised in it.
     """
 
-    def __init__(
-        self,
-        system: KKTSystem,
-        blocks: Blocks,
-        structure: Structure,
-        state_mass: PETSc.Mat,
-        identity_mass: PETSc.Mat,
-        symmetric: bool,
-    ) -> None:
+    def __init__(self, context: LinearContext) -> None:
+        structure, blocks = context.structure, context.blocks
         shift = structure.coupling / structure.observation**0.5  # on L_yy = w M_o
-        self._work = _Workspace(
-            system, blocks, structure, state_mass, blocks.state_state, shift, symmetric, accurate=False
-        )
-        self._mass = MassSolver(identity_mass, system.lagrangian.state.function_space, "kkt_mass_")
+        self._work = _Workspace(context, blocks.state_state, shift, accurate=False)
+        self._operator = blocks.state_operator
+        self._mass = MassSolver(context.identity_mass, context.system.lagrangian.state.function_space, "kkt_mass_")
         self._coupling = structure.coupling**2
 
     def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply the block factorisation. Collective: yes."""
-        work, operator = self._work, self._work.blocks.state_operator
+        work, operator = self._work, self._operator
         with work.fields(right, out) as (parts, result):
             work.eliminate_controls(parts)
             first, second, third = work.state_work
@@ -353,3 +367,16 @@ class SwappedSchur:
         """Free solvers and work vectors. Collective: yes."""
         self._work.release()
         self._mass.release()
+
+
+def _free_mass(context: LinearContext) -> PETSc.Mat:
+    """Return the control term of the Schur complement: the mass matrix, less what bounds hold. Collective: yes.
+
+    Where control and state share their degrees of freedom, the mass matrix loses the rows and columns of active
+    controls (Porcelli, Simoncini, Tani, SIAM J. Sci. Comput. 37 (2015) S472-S502); otherwise it stays whole.
+    """
+    if not context.held or len(context.active) != 1 or not context.same_space(0):
+        return context.state_mass
+    matrix = context.state_mass.copy()
+    context.system._fix(matrix, context.active[0], context.active[0])
+    return matrix

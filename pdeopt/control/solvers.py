@@ -3,9 +3,7 @@
 Each is a PETSc KSP under the prefix ``kkt_``; whatever the user sets there wins over the defaults below.
 """
 
-import dataclasses
 import time
-from collections.abc import Sequence
 
 from petsc4py import PETSc
 
@@ -13,40 +11,14 @@ import numpy as np
 import ufl
 
 from pdeopt.control.hessian import ReducedHessian
-from pdeopt.control.kkt import Blocks, KKTSystem, Mask
-from pdeopt.control.preconditioners import PearsonWathen, SquareBlock, SwappedSchur
+from pdeopt.control.kkt import Blocks, KKTSystem
+from pdeopt.control.preconditioners import LinearContext, PearsonWathen, SquareBlock, SwappedSchur
 from pdeopt.control.stopping import RieszStopping
-from pdeopt.control.structure import Structure
 from pdeopt.fem import forms
 from pdeopt.report import KSP_ADVICE, ConvergenceError, OptionError
 
 METHODS = ("matched_schur", "pearson_wathen", "direct", "reduced_hessian")
 _STATE_DIRECT_LIMIT = {1: 10_000_000, 2: 500_000, 3: 60_000}
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearContext:
-    """What every KKT solver is built from.
-
-    Parameters
-    ----------
-    system, blocks, structure
-        The KKT system, its blocks with fixed controls taken out, and what was recognised.
-    active
-        Which coordinates of each control a bound holds.
-    state_mass, identity_mass
-        State mass matrix with zeros and with ones on the Dirichlet diagonal.
-    symmetric
-        Whether the state operator is symmetric.
-    """
-
-    system: KKTSystem
-    blocks: Blocks
-    structure: Structure
-    active: Sequence[Mask]
-    state_mass: PETSc.Mat
-    identity_mass: PETSc.Mat
-    symmetric: bool
 
 
 class KKTSolver:
@@ -134,8 +106,17 @@ class KKTSolver:
         """The Riesz norms that the stopping test of the last solve has seen; empty for other methods."""
         return () if self._stopping is None else tuple(self._stopping.history)
 
-    def solve(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float) -> int:
+    def solve(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float, norm: float | None = None) -> int:
         """Solve to a tolerance relative in the Riesz norm and return the Krylov iterations. Collective: yes.
+
+        Parameters
+        ----------
+        right, out
+            Right-hand side and solution.
+        rtol
+            Relative tolerance.
+        norm
+            The Riesz norm of the right-hand side, if it is known.
 
         Raises
         ------
@@ -143,7 +124,7 @@ class KKTSolver:
             If the KSP reports divergence.
         """
         if self._stopping is not None:
-            self._stopping.start(right, rtol)
+            self._stopping.start(right, rtol, norm)
         elif isinstance(self._preconditioner, ReducedHessianPC):
             # Eliminating state and adjoint amplifies the right-hand side by up to 1 / sqrt(alpha) before CG sees it.
             self._preconditioner.rtol = max(1e-3 * rtol, 1e-13)
@@ -180,30 +161,9 @@ def _schur(method: str, context: LinearContext) -> PearsonWathen | SquareBlock |
             f"method {method!r} needs control and quadratic observation on the whole domain or a part of it, without "
             "extra constraints; this problem has another structure: choose 'direct' or 'reduced_hessian'"
         )
-    shared = (context.system, context.blocks, context.structure, context.state_mass)
     if method == "pearson_wathen":
-        return PearsonWathen(*shared, context.identity_mass, _free_mass(context), context.symmetric)
-    if context.structure.kind == "partial observation":
-        return SwappedSchur(*shared, context.identity_mass, context.symmetric)
-    return SquareBlock(*shared, _free_mass(context), context.symmetric)
-
-
-def _free_mass(context: LinearContext) -> PETSc.Mat:
-    """Return the control term of the Schur complement: the mass matrix, less what bounds hold. Collective: yes.
-
-    Where control and state share their degrees of freedom, the mass matrix loses the rows and columns of active
-    controls (Porcelli, Simoncini, Tani, SIAM J. Sci. Comput. 37 (2015) S472-S502); otherwise it stays whole.
-    """
-    system = context.system
-    same = [
-        c.function.function_space.element == system.lagrangian.state.function_space.element for c in system.controls
-    ]
-    held = system.comm.allreduce(any(bool(np.any(mask)) for mask in context.active))
-    if not held or len(same) != 1 or not same[0] or context.active[0].size != system.layout.sizes[0]:
-        return context.state_mass
-    matrix = context.state_mass.copy()
-    system._fix(matrix, context.active[0], context.active[0])
-    return matrix
+        return PearsonWathen(context)
+    return SwappedSchur(context) if context.structure.kind == "partial observation" else SquareBlock(context)
 
 
 class ReducedHessianPC:
@@ -345,4 +305,9 @@ def state_mass_matrices(system: KKTSystem) -> tuple[PETSc.Mat, PETSc.Mat]:
     """Return the state's mass matrix with zeros, and with ones, on the Dirichlet diagonal. Collective: yes."""
     space = system.lagrangian.state.function_space
     mass = forms.compile_form(ufl.inner(ufl.TrialFunction(space), ufl.TestFunction(space)) * ufl.dx)
-    return forms.assemble_matrix(mass, system.bcs, diag=0.0), forms.assemble_matrix(mass, system.bcs, diag=1.0)
+    zero = forms.assemble_matrix(mass, system.bcs, diag=0.0)
+    identity = zero.copy()
+    diagonal = identity.getDiagonal()
+    diagonal.array[system.dirichlet_dofs] = 1.0
+    identity.setDiagonal(diagonal)
+    return zero, identity

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from petsc4py import PETSc
 
+_FIRST_LOOK = 8
 _STRIDE = 4  # iterations after which it looks in any case: its own norm need not fall as the Riesz norm does
 _DIVERGED = 1e8  # growth of the Krylov method's own residual norm
 
@@ -26,14 +27,14 @@ class RieszStopping:
     def __init__(self, norm: Callable[[PETSc.Vec], float]) -> None:
         self._norm = norm
         self._target = self._first = self._own_target = 0.0
-        self._last_look, self._next_look = 0, _STRIDE
+        self._last_look, self._next_look = 0, _FIRST_LOOK
         self.history: list[float] = []
 
-    def start(self, right: PETSc.Vec, rtol: float) -> None:
-        """Aim at a fraction of the norm of the right-hand side. Collective: yes."""
-        initial = self._norm(right)
+    def start(self, right: PETSc.Vec, rtol: float, norm: float | None = None) -> None:
+        """Aim at a fraction of the norm of the right-hand side, which a caller may know already. Collective: yes."""
+        initial = self._norm(right) if norm is None else norm
         self._target = rtol * initial
-        self._last_look, self._next_look = 0, _STRIDE
+        self._last_look, self._next_look = 0, _FIRST_LOOK
         self.history = [initial]
 
     def __call__(self, ksp: PETSc.KSP, iteration: int, own_norm: float) -> int:

@@ -34,14 +34,19 @@ class Structure:
         w, where L_yy = w M on what is observed.
     regularisation
         The a_j of L_u_j u_j = a_j M_u_j.
-    coupling
-        c = sqrt(sum_j g_j^2 / a_j), where B_j = g_j times the mass between state and control space.
+    gains
+        The g_j of B_j = g_j times the mass between state and control space.
     """
 
     kind: str
     observation: float
-    regularisation: tuple[float, ...]
-    coupling: float
+    regularisation: tuple[float, ...] = ()
+    gains: tuple[float, ...] = ()
+
+    @property
+    def coupling(self) -> float:
+        """C = sqrt(sum_j g_j^2 / a_j)."""
+        return math.sqrt(sum(gain**2 / weight for gain, weight in zip(self.gains, self.regularisation, strict=True)))
 
 
 def _difference(matrix: PETSc.Mat, reference: PETSc.Mat, factor: float) -> float:
@@ -115,18 +120,17 @@ def recognise(system: KKTSystem, blocks: Blocks, state_mass: PETSc.Mat) -> Struc
     if blocks.state_state is not None:
         observation = _largest_ratio(system.comm, blocks.state_state, state_mass)
     if any(entry is None for entry in found) or observation <= 0.0 or len(system.lagrangian.constraints) > 0:
-        return Structure("general", max(observation, 0.0), (), 0.0)
+        return Structure("general", max(observation, 0.0))
     entries = [entry for entry in found if entry is not None]
-    coupling = math.sqrt(sum(gain**2 / regularisation for regularisation, gain in entries))
-    regularisations = tuple(regularisation for regularisation, _ in entries)
+    regularisations, gains = zip(*entries, strict=True)
     mean = trace_ratio(blocks.state_state, state_mass)
     # The Hessian of a nonlinear state equation adds a small term to the observation: it stays "distributed" up to 30 %.
     tolerance = _SAME if system.linear_quadratic else 0.3
     if blocks.state_state is not None and _difference(blocks.state_state, state_mass, mean) <= tolerance:
-        return Structure("distributed", mean, regularisations, coupling)
+        return Structure("distributed", mean, regularisations, gains)
     if _derivative_free(system.lagrangian.second(system.lagrangian.functional, 0, 0)):
-        return Structure("partial observation", observation, regularisations, coupling)
-    return Structure("general", observation, (), 0.0)
+        return Structure("partial observation", observation, regularisations, gains)
+    return Structure("general", observation)
 
 
 def _largest_ratio(comm: MPI.Comm, matrix: PETSc.Mat, reference: PETSc.Mat) -> float:
