@@ -84,6 +84,7 @@ def solve(comm: MPI.Comm, problem: str, cells: int, alpha: float, method: str | 
         "method": report.method,
         "outer iterations": report.iterations,
         "Krylov iterations": report.linear_iterations,
+        "set-up + solve [s]": comm.allreduce(report.seconds["setup"] + report.seconds["solve"], op=MPI.MAX),
         "Riesz residual": float(report.quantities["relative KKT residual (Riesz)"]),
         "objective": float(report.quantities["objective"]),
     }

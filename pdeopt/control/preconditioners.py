@@ -30,7 +30,8 @@ from pdeopt.control.structure import Structure
 from pdeopt.fem import forms
 
 # A drop tolerance of 0.02 keeps V-cycles robust in the mesh size; with the default one iterations grow. MINRES needs
-# them accurate and linear: Chebyshev acceleration makes six of them worth ten. Two suffice for a flexible method.
+# them accurate and linear, and with swapped roles iterations grow otherwise: Chebyshev acceleration makes six of them
+# worth ten. Two suffice for PRESB.
 _SHIFTED_OPERATOR = {
     "ksp_norm_type": "none",
     "pc_type": "gamg",
@@ -340,7 +341,7 @@ class SwappedSchur:
     def __init__(self, context: LinearContext) -> None:
         structure, blocks = context.structure, context.blocks
         shift = structure.coupling / structure.observation**0.5  # on L_yy = w M_o
-        self._work = _Workspace(context, blocks.state_state, shift, accurate=False)
+        self._work = _Workspace(context, blocks.state_state, shift, accurate=True)
         self._operator = blocks.state_operator
         self._mass = MassSolver(context.identity_mass, context.system.lagrangian.state.function_space, "kkt_mass_")
         self._coupling = structure.coupling**2
