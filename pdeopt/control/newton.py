@@ -116,7 +116,6 @@ class NewtonSolver:
         finally:
             self._destroy_solver()
             self._state_mass.destroy()
-            self._identity_mass.destroy()
 
     def _iterate(
         self, rtol: float, atol: float, max_iterations: int, monitor: Callable[[int, float], None] | None
@@ -198,7 +197,7 @@ class NewtonSolver:
         self._started = started = time.perf_counter()
         self._blocks = system.assemble_blocks()
         self._symmetric = solvers.is_symmetric(self._blocks.state_operator)
-        self._state_mass, self._identity_mass = solvers.state_mass_matrices(system)
+        self._state_mass = solvers.state_mass_matrix(system)
         self._structure = structure.recognise(system, self._blocks, self._state_mass)
         system.calibrate_norm(self._blocks, self._state_mass)
         if self._method is None:
@@ -329,9 +328,7 @@ class NewtonSolver:
 
     def _context(self, blocks: Blocks, active: Sequence[npt.NDArray[np.bool_]]) -> LinearContext:
         assert self._structure is not None
-        return LinearContext(
-            self.system, blocks, self._structure, active, self._state_mass, self._identity_mass, self._symmetric
-        )
+        return LinearContext(self.system, blocks, self._structure, active, self._state_mass, self._symmetric)
 
     def _update_solver(self, point: _Point, right: PETSc.Vec, held: Sequence[Array]) -> None:
         """Bring blocks and solver up to date, and move the held controls' known step to the right-hand side."""

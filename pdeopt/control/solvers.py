@@ -307,13 +307,8 @@ def is_symmetric(matrix: PETSc.Mat) -> bool:
     return bool(transposed.norm() <= 1e-10 * size)
 
 
-def state_mass_matrices(system: KKTSystem) -> tuple[PETSc.Mat, PETSc.Mat]:
-    """Return the state's mass matrix with zeros, and with ones, on the Dirichlet diagonal. Collective: yes."""
+def state_mass_matrix(system: KKTSystem) -> PETSc.Mat:
+    """Return the state's mass matrix, Dirichlet rows and columns zero. Collective: yes."""
     space = system.lagrangian.state.function_space
     mass = forms.compile_form(ufl.inner(ufl.TrialFunction(space), ufl.TestFunction(space)) * ufl.dx)
-    zero = forms.assemble_matrix(mass, system.bcs, diag=0.0)
-    identity = zero.copy()
-    diagonal = identity.getDiagonal()
-    diagonal.array[system.dirichlet_dofs] = 1.0
-    identity.setDiagonal(diagonal)
-    return zero, identity
+    return forms.assemble_matrix(mass, system.bcs, diag=0.0)
