@@ -102,6 +102,8 @@ class SolveReport:
         Krylov iterations summed over the outer ones; 0 for direct solvers.
     residuals
         Residual norm after each outer iteration, the initial one first.
+    linear_residuals
+        The Krylov method's own residual norms in the last linear solve, in the norm that it uses; empty without one.
     seconds
         Wall seconds by stage, for instance ``{"assembly": ..., "setup": ..., "solve": ...}``.
     quantities
@@ -117,6 +119,7 @@ class SolveReport:
     iterations: int = 0
     linear_iterations: int = 0
     residuals: tuple[float, ...] = ()
+    linear_residuals: tuple[float, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     quantities: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
     advice: str = ""

@@ -50,10 +50,11 @@ def print_tables(record: Record, console: rich.console.Console) -> None:
     console.print(_footer(record), markup=False)
 
 
-def markdown(record: Record) -> str:
-    """Return the tables of a benchmark's record as Markdown. Collective: no."""
+def markdown(record: Record, targets_only: bool = False) -> str:
+    """Return the tables of a benchmark's record, or that of its targets alone, as Markdown. Collective: no."""
     blocks = []
-    for title, columns, cells in _tables(record):
+    shown = {**record, "rows": []} if targets_only else record
+    for title, columns, cells in _tables(shown):
         lines = [columns, ["---"] * len(columns), *cells]
         body = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
         blocks.append(f"**{title}**\n\n{body}")
@@ -88,7 +89,9 @@ def update_marked_section(path: pathlib.Path, name: str, content: str) -> bool:
 
 
 def marked_sections(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, str]]:
-    """Yield file, bench name and due Markdown of every marked section of a checkout's README and docs.
+    """Yield file, section name and due Markdown of every marked section of a checkout's README and docs.
+
+    A section is named after a bench, or ``NAME.targets`` for the lines of "What it must show" alone.
 
     Parameters
     ----------
@@ -99,7 +102,9 @@ def marked_sections(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, str
     """
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         for name in _MARKER.findall(path.read_text() if path.exists() else ""):
-            yield path, name, markdown(read_record(root / "docs" / "benchmarks" / f"{name}.json"))
+            bench, _, part = name.partition(".")
+            record = read_record(root / "docs" / "benchmarks" / f"{bench}.json")
+            yield path, name, markdown(record, targets_only=part == "targets")
 
 
 def _tables(record: Record) -> Iterator[tuple[str, list[str], list[list[str]]]]:

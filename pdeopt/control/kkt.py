@@ -89,6 +89,7 @@ class KKTSystem:
         self.layout = forms.BlockLayout(self.comm, [state_size, *(c.size for c in self.controls), state_size])
         self.dirichlet_dofs = forms.owned_dirichlet_dofs(self.bcs)
         self.linear_quadratic = lagrangian.is_linear_quadratic()
+        self.linear_state = lagrangian.has_constant_state_operator()
         self._compile()
         self.control_products = [self._control_product(j, form) for j, form in enumerate(inner_products)]
         self.idle = [np.asarray(matrix.getDiagonal().array_r <= 0.0) for matrix in self.control_products]
@@ -352,6 +353,7 @@ class KKTSystem:
         positive = [ratio for ratio in ratios if ratio > 0.0]
         self.regularisation_weight = min(positive) if positive else 1.0
         if self._state_riesz is not None:
+            self._state_riesz.matrix.destroy()
             self._state_riesz.destroy()
         length_squared = math.sqrt(self.regularisation_weight / self.observation_weight)
         self._state_riesz = riesz.state_riesz_map(self.lagrangian.state.function_space, self.bcs, length_squared)

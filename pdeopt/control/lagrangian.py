@@ -65,6 +65,11 @@ class Lagrangian:
         trial = ufl.TrialFunction(unknowns[column].function_space)
         return ufl.derivative(ufl.derivative(form, unknowns[row], test), unknowns[column], trial)
 
+    def has_constant_state_operator(self) -> bool:
+        """Whether L_py depends on no unknown: one factorisation serves all state and adjoint solves."""
+        last = len(self.unknowns) - 1
+        return not forms.depends_on(self.second(self.functional, last, 0), self.unknowns)
+
     def is_linear_quadratic(self) -> bool:
         """Whether no second derivative depends on the unknowns: quadratic objective, linear equations."""
         functional, unknowns = self.functional, self.unknowns

@@ -24,6 +24,7 @@ from pdeopt.control import solvers, structure
 from pdeopt.control.interior import InteriorPoint
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.preconditioners import LinearContext
+from pdeopt.fem import forms
 from pdeopt.report import ConvergenceError, SolveReport
 
 Array = npt.NDArray[np.float64]
@@ -77,7 +78,7 @@ class NewtonSolver:
         self._bounded = bool(system.comm.allreduce(finite, op=MPI.LOR))
         self._method, self._why = method, "asked for"
         self._seconds = {"assembly": 0.0, "setup": 0.0, "solve": 0.0}
-        self._linear_iterations = 0
+        self._linear_iterations, self._linear_residuals = 0, tuple[float, ...]()
         self._solver_name = ""
         self._structure: structure.Structure | None = None
         self._solver: solvers.KKTSolver | None = None
@@ -109,10 +110,18 @@ class NewtonSolver:
         ConvergenceError
             If a linear solve, the line search or the iteration limit fails.
         """
+        self._prepare()
+        try:
+            return self._iterate(rtol, atol, max_iterations, monitor)
+        finally:
+            self._destroy_solver()
+            self._state_mass.destroy()
+
+    def _iterate(
+        self, rtol: float, atol: float, max_iterations: int, monitor: Callable[[int, float], None] | None
+    ) -> SolveReport:
         system = self.system
         callbacks = parallel.CallbackErrors(system.comm)
-        started = time.perf_counter()
-        self._prepare()
         unknowns = system.layout.create_vector()
         system.get_unknowns(unknowns)
         starts_at_zero = unknowns.norm() == 0.0
@@ -153,7 +162,7 @@ class NewtonSolver:
                 point = self._advance(unknowns, step, point, history)
                 history.append(point.norm)
             iteration = len(history) - 1
-        seconds = {**self._seconds, "total": time.perf_counter() - started}
+        seconds = {**self._seconds, "total": time.perf_counter() - self._started}
         quantities = {
             "unknowns": system.layout.global_size,
             "ranks": system.comm.size,
@@ -163,7 +172,6 @@ class NewtonSolver:
         if self._bounded:
             count = sum(int(np.count_nonzero(mask)) for mask in point.active)
             quantities["controls at a bound"] = int(system.comm.allreduce(count))
-        self._destroy_solver()
         return SolveReport(
             method=self._solver_name or "no solve was needed",
             why=self._why,
@@ -172,6 +180,7 @@ class NewtonSolver:
             iterations=iteration,
             linear_iterations=self._linear_iterations,
             residuals=tuple(history),
+            linear_residuals=self._linear_residuals,
             seconds=seconds,
             quantities=quantities,
         )
@@ -180,16 +189,15 @@ class NewtonSolver:
         report = SolveReport(
             self._solver_name, self._why, False, -5, len(history) - 1, self._linear_iterations, tuple(history)
         )
-        self._destroy_solver()
         raise ConvergenceError(f"{message} (residual {history[0]:.3e} -> {history[-1]:.3e})", report)
 
     def _prepare(self) -> None:
         """Assemble once without bounds, recognise the structure, choose the method, calibrate the norm."""
         system = self.system
-        started = time.perf_counter()
+        self._started = started = time.perf_counter()
         self._blocks = system.assemble_blocks()
         self._symmetric = solvers.is_symmetric(self._blocks.state_operator)
-        self._state_mass, self._identity_mass = solvers.state_mass_matrices(system)
+        self._state_mass = solvers.state_mass_matrix(system)
         self._structure = structure.recognise(system, self._blocks, self._state_mass)
         system.calibrate_norm(self._blocks, self._state_mass)
         if self._method is None:
@@ -254,6 +262,7 @@ class NewtonSolver:
         started = time.perf_counter()
         step = system.layout.create_vector()
         self._linear_iterations += self._solver.solve(right, step, rtol, None if self._bounded else point.norm)
+        self._linear_residuals = self._solver.residuals
         change = np.empty(0)
         if point.constraints.size:
             change = self._border(point, step, rtol)
@@ -298,13 +307,7 @@ class NewtonSolver:
         free = [np.zeros(control.size, dtype=bool) for control in system.controls]
 
         def make_solver(blocks: Blocks) -> solvers.KKTSolver:
-            assert self._structure is not None
-            solver = solvers.KKTSolver(
-                method,
-                LinearContext(
-                    system, blocks, self._structure, free, self._state_mass, self._identity_mass, self._symmetric
-                ),
-            )
+            solver = solvers.KKTSolver(method, self._context(blocks, free))
             self._seconds["setup"] += solver.seconds_setup
             return solver
 
@@ -322,6 +325,10 @@ class NewtonSolver:
         self._why += "; active sets cycled, so an interior point method found them"
         system.get_unknowns(unknowns)
         return point
+
+    def _context(self, blocks: Blocks, active: Sequence[npt.NDArray[np.bool_]]) -> LinearContext:
+        assert self._structure is not None
+        return LinearContext(self.system, blocks, self._structure, active, self._state_mass, self._symmetric)
 
     def _update_solver(self, point: _Point, right: PETSc.Vec, held: Sequence[Array]) -> None:
         """Bring blocks and solver up to date, and move the held controls' known step to the right-hand side."""
@@ -342,12 +349,10 @@ class NewtonSolver:
         if self._bounded:
             system.fix_controls(fresh, point.active)
         self._seconds["assembly"] += time.perf_counter() - started
-        assert self._structure is not None
         assert self._method is not None
-        context = LinearContext(
-            system, fresh, self._structure, point.active, self._state_mass, self._identity_mass, self._symmetric
-        )
-        self._solver = solvers.KKTSolver(self._method, context)
+        context = self._context(fresh, point.active)
+        with forms.log_event(f"pdeopt {self._method} set-up"):
+            self._solver = solvers.KKTSolver(self._method, context)
         self._solver_name = self._solver.name
         self._solver_active = [mask.copy() for mask in point.active]
         self._seconds["setup"] += self._solver.seconds_setup

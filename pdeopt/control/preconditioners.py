@@ -80,8 +80,8 @@ class LinearContext:
         The KKT system, its blocks with fixed controls taken out, and what was recognised.
     active
         Which coordinates of each control a bound holds.
-    state_mass, identity_mass
-        State mass matrix with zeros and with ones on the Dirichlet diagonal.
+    state_mass
+        State mass matrix, Dirichlet rows and columns zero: so are residuals and solutions there.
     symmetric
         Whether the state operator is symmetric.
     """
@@ -91,7 +91,6 @@ class LinearContext:
     structure: Structure
     active: Sequence[Mask]
     state_mass: PETSc.Mat
-    identity_mass: PETSc.Mat
     symmetric: bool
 
     @property
@@ -264,7 +263,7 @@ class PearsonWathen:
         structure = context.structure
         shift = structure.coupling * structure.observation**0.5
         self._work = _Workspace(context, _free_mass(context), shift, accurate=True)
-        self._mass = MassSolver(context.identity_mass, context.system.lagrangian.state.function_space, "kkt_mass_")
+        self._mass = MassSolver(context.state_mass, context.system.lagrangian.state.function_space, "kkt_mass_")
         self._weight = structure.observation
 
     def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:
@@ -343,7 +342,7 @@ class SwappedSchur:
         shift = structure.coupling / structure.observation**0.5  # on L_yy = w M_o
         self._work = _Workspace(context, blocks.state_state, shift, accurate=True)
         self._operator = blocks.state_operator
-        self._mass = MassSolver(context.identity_mass, context.system.lagrangian.state.function_space, "kkt_mass_")
+        self._mass = MassSolver(context.state_mass, context.system.lagrangian.state.function_space, "kkt_mass_")
         self._coupling = structure.coupling**2
 
     def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:

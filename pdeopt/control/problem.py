@@ -211,7 +211,9 @@ class ControlProblem:
         return self.system.matrix(blocks) if form == "nest" else self.system.monolithic_matrix(blocks)
 
     def taylor_test(self, *, hessian: bool = True, seed: int = 0) -> verify.TaylorReport:
-        """Test gradient and Hessian at the present control by Taylor remainders; print the report. Collective: yes.
+        """Test gradient and Hessian at the present control by Taylor remainders. Collective: yes.
+
+        The report says whether they passed, and prints as a table.
 
         Parameters
         ----------

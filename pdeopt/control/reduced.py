@@ -91,9 +91,7 @@ class ReducedFunctional:
         self._solved = self._adjoint_solved = False
         self._blocks: Blocks | None = None
         self._hessian: ReducedHessian | None = None
-        last = system.adjoint_field
-        operator = system.lagrangian.second(system.lagrangian.functional, last, 0)
-        self._linear = not forms.depends_on(operator, system.lagrangian.unknowns)
+        self._linear = system.linear_state
         system.impose_dirichlet()
         self._create_state_solver()
 

@@ -103,8 +103,8 @@ class KKTSolver:
 
     @property
     def residuals(self) -> tuple[float, ...]:
-        """The Riesz norms that the stopping test of the last solve has seen; empty for other methods."""
-        return () if self._stopping is None else tuple(self._stopping.history)
+        """The Krylov method's own residual norms in the last solve; empty for methods without one."""
+        return () if self._stopping is None else tuple(self._stopping.own_history)
 
     def solve(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float, norm: float | None = None) -> int:
         """Solve to a tolerance relative in the Riesz norm and return the Krylov iterations. Collective: yes.
@@ -128,16 +128,8 @@ class KKTSolver:
         elif isinstance(self._preconditioner, ReducedHessianPC):
             # Eliminating state and adjoint amplifies the right-hand side by up to 1 / sqrt(alpha) before CG sees it.
             self._preconditioner.rtol = max(1e-3 * rtol, 1e-13)
-        if self._scaling is None:
-            self.ksp.solve(right, out)
-        else:
-            scaled = right.duplicate()
-            scaled.pointwiseMult(right, self._scaling)
-            if self._swapped:
-                self._system.swap_rows(scaled)
-            self.ksp.solve(scaled, out)
-            out.pointwiseMult(out, self._scaling)
-            scaled.destroy()
+        with forms.log_event(f"pdeopt {self.method} solve"):
+            self._solve(right, out)
         reason = self.ksp.getConvergedReason()
         if reason < 0:
             advice = KSP_ADVICE.get(reason, "see kkt_ksp_converged_reason")
@@ -146,10 +138,24 @@ class KKTSolver:
             return self._preconditioner.iterations
         return 0 if self.ksp.getType() == "preonly" else int(self.ksp.getIterationNumber())
 
+    def _solve(self, right: PETSc.Vec, out: PETSc.Vec) -> None:
+        if self._scaling is None:
+            self.ksp.solve(right, out)
+            return
+        scaled = right.duplicate()
+        scaled.pointwiseMult(right, self._scaling)
+        if self._swapped:
+            self._system.swap_rows(scaled)
+        self.ksp.solve(scaled, out)
+        out.pointwiseMult(out, self._scaling)
+        scaled.destroy()
+
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         self.ksp.destroy()
         self._matrix.destroy()
+        if self._scaling is not None:
+            self._scaling.destroy()
         if self._preconditioner is not None:
             self._preconditioner.release()
 
@@ -301,13 +307,8 @@ def is_symmetric(matrix: PETSc.Mat) -> bool:
     return bool(transposed.norm() <= 1e-10 * size)
 
 
-def state_mass_matrices(system: KKTSystem) -> tuple[PETSc.Mat, PETSc.Mat]:
-    """Return the state's mass matrix with zeros, and with ones, on the Dirichlet diagonal. Collective: yes."""
+def state_mass_matrix(system: KKTSystem) -> PETSc.Mat:
+    """Return the state's mass matrix, Dirichlet rows and columns zero. Collective: yes."""
     space = system.lagrangian.state.function_space
     mass = forms.compile_form(ufl.inner(ufl.TrialFunction(space), ufl.TestFunction(space)) * ufl.dx)
-    zero = forms.assemble_matrix(mass, system.bcs, diag=0.0)
-    identity = zero.copy()
-    diagonal = identity.getDiagonal()
-    diagonal.array[system.dirichlet_dofs] = 1.0
-    identity.setDiagonal(diagonal)
-    return zero, identity
+    return forms.assemble_matrix(mass, system.bcs, diag=0.0)

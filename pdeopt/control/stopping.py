@@ -22,6 +22,13 @@ class RieszStopping:
     ----------
     norm
         The Riesz norm of a residual.
+
+    Attributes
+    ----------
+    history
+        Riesz norms where it looked in the present solve, that of the right-hand side first.
+    own_history
+        The Krylov method's own norms, one per iteration.
     """
 
     def __init__(self, norm: Callable[[PETSc.Vec], float]) -> None:
@@ -29,17 +36,19 @@ class RieszStopping:
         self._target = self._first = self._own_target = 0.0
         self._last_look, self._next_look = 0, _FIRST_LOOK
         self.history: list[float] = []
+        self.own_history: list[float] = []
 
     def start(self, right: PETSc.Vec, rtol: float, norm: float | None = None) -> None:
         """Aim at a fraction of the norm of the right-hand side, which a caller may know already. Collective: yes."""
         initial = self._norm(right) if norm is None else norm
         self._target = rtol * initial
         self._last_look, self._next_look = 0, _FIRST_LOOK
-        self.history = [initial]
+        self.history, self.own_history = [initial], []
 
     def __call__(self, ksp: PETSc.KSP, iteration: int, own_norm: float) -> int:
         """Return the reason to stop, or 0. Collective: yes."""
         reasons = PETSc.KSP.ConvergedReason
+        self.own_history.append(own_norm)
         if not math.isfinite(own_norm):
             return int(reasons.DIVERGED_NANORINF)
         if iteration == 0:

@@ -170,6 +170,17 @@ def default_options(prefix: str, defaults: Mapping[str, object]) -> Iterator[Non
             options.delValue(prefix + name)
 
 
+@contextmanager
+def log_event(name: str) -> Iterator[None]:
+    """Let ``-log_view`` list what is done in the block under a name. Collective: no."""
+    event = PETSc.Log.Event(name)
+    event.begin()
+    try:
+        yield
+    finally:
+        event.end()
+
+
 def set_function(function: dolfinx.fem.Function, values: np.ndarray) -> None:
     """Set the owned values of a function, shape (owned,), and update its ghosts. Collective: yes."""
     function.x.array[: values.size] = values
