@@ -238,9 +238,12 @@ def test_a_program_started_by_a_foreign_launcher_fails_in_one_line_with_the_reme
 
 
 def test_the_launcher_beside_the_interpreter_starts_one_job_of_the_right_size():
-    result = run_python(
-        "import pdeopt; from mpi4py import MPI; print(MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)", ranks=2
+    # One write a line: print() writes its parts one by one where output is not buffered, and ranks would mix them.
+    program = (
+        "import os, pdeopt; from mpi4py import MPI; comm = MPI.COMM_WORLD; "
+        "os.write(1, f'{comm.rank} {comm.size}\\n'.encode())"
     )
+    result = run_python(program, ranks=2)
     assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.split("\n")) == ["", "0 2", "1 2"]
 
