@@ -140,7 +140,7 @@ def test_tao_finds_the_optimum_of_the_kkt_system():
         case = PoissonControl(unit_square(16), alpha=1e-4, bounds=bounds)
         case.problem.solve(method="direct")
         best, objective = case.control.x.array.copy(), case.problem.objective_value()
-        for method in ("bqnls", "blmvm", "bntr", "bnls"):
+        for method in ("bqnls", "blmvm", "bntr", "bnls") if MPI.COMM_WORLD.size < 3 else ("bqnls", "bntr"):
             case = PoissonControl(unit_square(16), alpha=1e-4, bounds=bounds)
             report = case.problem.solve(method=method)
             assert report.converged, method
