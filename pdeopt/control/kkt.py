@@ -379,10 +379,6 @@ class KKTSystem:
         """Return the Riesz norm of a residual. Collective: yes."""
         return math.hypot(*self.norms(residual))
 
-    def control_gradient_map(self, index: int) -> riesz.RieszMap:
-        """Return the Riesz map of one control's space."""
-        return self._control_riesz[index]
-
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         for product in self._control_riesz:
