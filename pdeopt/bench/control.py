@@ -11,11 +11,11 @@ import numpy as np
 
 from pdeopt import problems
 from pdeopt.bench import control_cases as cases
-from pdeopt.bench.case import run_case
-from pdeopt.bench.harness import BenchResult, BenchSettings, Row, Target, say
+from pdeopt.bench.harness import BenchResult, BenchSettings, Row, say
+from pdeopt.bench.study import Study, number
 from pdeopt.control import taylor_test
 from pdeopt.control.reduced import Functional
-from pdeopt.parallel import on_root, random_stream
+from pdeopt.parallel import random_stream
 from pdeopt.report import PdeoptError
 
 ALPHAS = (1e-2, 1e-4, 1e-6, 1e-8)
@@ -44,32 +44,16 @@ _QUICK = Sizes(
 )  # fmt: skip
 
 
-class _Bench:
-    """One run: its settings, and what it has found so far."""
+class _Bench(Study):
+    """The study, and the sizes of its parts."""
 
     def __init__(self, settings: BenchSettings, comm: MPI.Comm) -> None:
-        self.settings, self.comm = settings, comm
+        super().__init__("control", settings, comm)
         self.sizes = _QUICK if settings.quick else Sizes()
-        self.rows: list[Row] = []
-        self.targets: list[Target] = []
 
-    def row(self, table: str, columns: Row) -> None:
-        self.rows.append({"table": table, **columns})
-
-    def target(self, identifier: str, claim: str, value: float | None, bound: float, at_least: bool = False) -> None:
-        self.targets.append(Target(f"control.{identifier}", claim, value, bound, ">=" if at_least else "<="))
-
-    def case(self, name: str, ranks: int, **arguments: object) -> Row:
-        """Run one case in processes of its own; a case that fails leaves a row without numbers. Collective: yes."""
-        say(self.comm, f"  {name} on {ranks} ranks: {arguments}")
-        try:
-            return on_root(
-                self.comm,
-                lambda: run_case(f"pdeopt.bench.control_cases:{name}", arguments, ranks, timeout=1800.0),
-            )
-        except PdeoptError as error:
-            say(self.comm, f"  FAILED: {error}")
-            return {"failed": str(error).splitlines()[-1][:120]}
+    def run_in_processes(self, name: str, ranks: int, **arguments: object) -> Row:
+        """Run one case of `pdeopt.bench.control_cases`. Collective: yes."""
+        return self.case(f"pdeopt.bench.control_cases:{name}", ranks, **arguments)
 
 
 def run(settings: BenchSettings, comm: MPI.Comm) -> BenchResult:
@@ -78,12 +62,7 @@ def run(settings: BenchSettings, comm: MPI.Comm) -> BenchResult:
     for part in (_orders, _derivatives, _iterations, _speed, _memory, _structures, _ranks, _rivals):
         say(comm, f"control: {part.__name__.strip('_')}")
         part(bench)
-    return BenchResult("control", bench.rows, bench.targets)
-
-
-def _number(row: Row, column: str) -> float:
-    value = row.get(column)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return bench.result()
 
 
 def _orders(bench: _Bench) -> None:
@@ -226,12 +205,12 @@ def _speed(bench: _Bench) -> None:
     for problem, cells, ranks in plan:
         repeat = bench.settings.repeat if cells <= 256 else 2
         methods = ["matched_schur", "pearson_wathen"]
-        row = bench.case(
+        row = bench.run_in_processes(
             "speed", ranks, problem=problem, cells=cells, alpha=1e-4, repeat=repeat, methods=methods
         )  # fmt: skip
         label = "refinements" if problem == "heat sink" else "n"
         bench.row(f"Set-up + solve against MUMPS: {problem}", {label: cells, "ranks": ranks, **row})
-        gain = _number(row, "MUMPS / matched_schur")
+        gain = number(row, "MUMPS / matched_schur")
         if problem == "distributed":
             slowest = min(slowest, gain) if math.isfinite(gain) else math.nan
         else:
@@ -247,14 +226,14 @@ def _memory(bench: _Bench) -> None:
         ("distributed, 3D", sizes.cube, ("matched_schur", "direct")),
     ):
         for method in methods:
-            row = bench.case("solve", 2, problem=problem, cells=cells, alpha=1e-4, method=method)
+            row = bench.run_in_processes("solve", 2, problem=problem, cells=cells, alpha=1e-4, method=method)
             bench.row("Memory, and three dimensions: single solves on 2 ranks", {"problem": problem, "n": cells, **row})
             found[problem, method] = row
     least = min(
-        _number(found["distributed", method], "peak memory [MiB]") for method in ("matched_schur", "pearson_wathen")
+        number(found["distributed", method], "peak memory [MiB]") for method in ("matched_schur", "pearson_wathen")
     )
     bench.target("3i", f"peak memory, n = {sizes.memory}, 2 ranks in all [MiB]", least, 1024.0)
-    seconds = [_number(found["distributed, 3D", m], "set-up + solve [s]") for m in ("direct", "matched_schur")]
+    seconds = [number(found["distributed, 3D", m], "set-up + solve [s]") for m in ("direct", "matched_schur")]
     gain = seconds[0] / seconds[1]
     bench.target("3j", f"MUMPS / default, cube, n = {sizes.cube}, 2 ranks", gain, 3.0, at_least=True)
 
@@ -278,7 +257,7 @@ def _structures(bench: _Bench) -> None:
                     row = cases.solve(bench.comm, problem, cells, alpha, method)
                 except PdeoptError as error:
                     row = {"failed": str(error)[:100]}
-                counts.append(_number(row, "Krylov iterations"))
+                counts.append(number(row, "Krylov iterations"))
                 bench.row("Iterations by structure", {"problem": problem, "alpha": alpha, "n": cells, **row})
             steps = [fine / coarse - 1.0 for coarse, fine in itertools.pairwise(counts)]
             growth = max([growth, *steps]) if all(math.isfinite(step) for step in steps) else math.nan
@@ -289,13 +268,15 @@ def _ranks(bench: _Bench) -> None:
     """Line 5: one optimum on every number of ranks."""
     for identifier, method, bound in (("5a", "direct", 1e-10), ("5b", "matched_schur", 1e-7)):
         rows = [
-            bench.case("solve", ranks, problem="distributed", cells=bench.sizes.ranks, alpha=1e-4, method=method)
+            bench.run_in_processes(
+                "solve", ranks, problem="distributed", cells=bench.sizes.ranks, alpha=1e-4, method=method
+            )
             for ranks in (1, 2, 3)
         ]
         for row in rows:
             bench.row("The same on every number of ranks", row)
-        values = [_number(row, "objective") for row in rows]
-        counts = [_number(row, "Krylov iterations") for row in rows]
+        values = [number(row, "objective") for row in rows]
+        counts = [number(row, "Krylov iterations") for row in rows]
         spread = (max(values) - min(values)) / abs(values[0])
         bench.target(identifier, f"objective on 1, 2, 3 ranks, relative spread, {method}", spread, bound)
         if method != "direct":
@@ -310,9 +291,9 @@ def _rivals(bench: _Bench) -> None:
         for name in (*ours, *cases.RIVALS):
             if name.startswith("dolfinx") and cells > 64:
                 continue  # 30 ms an evaluation whatever the mesh: the smaller meshes say it all
-            row = bench.case("compete", 1, cells=cells, alpha=alpha, method=name)
+            row = bench.run_in_processes("compete", 1, cells=cells, alpha=alpha, method=name)
             bench.row("Ways to one optimum, unit square, 1 rank", {"n": cells, "alpha": alpha, "method": name, **row})
-            seconds = _number(row, "seconds")
+            seconds = number(row, "seconds")
             if name == "matched_schur":
                 fastest = seconds
             elif name == "ipopt" and cells == bench.sizes.rivals[-1]:

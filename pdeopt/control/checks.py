@@ -75,6 +75,29 @@ def _check_functional(form: object, name: str) -> ufl.Form:
     return form
 
 
+def test_with_adjoint(form: object, state: dolfinx.fem.Function, adjoint: dolfinx.fem.Function, name: str) -> ufl.Form:
+    """Return a residual form with the adjoint in place of its test function."""
+    if not isinstance(form, ufl.Form):
+        hint = (
+            "move the right-hand side over: F = a - L" if isinstance(form, ufl.equation.Equation) else "pass a UFL form"
+        )
+        raise ProblemError(f"{name} is a {type(form).__name__}, not a form: {hint}")
+    arguments = extract_arguments(form)
+    if len(arguments) > 1:
+        raise ProblemError(
+            f"{name} has {len(arguments)} arguments: put the state (a Function) where the TrialFunction stands"
+        )
+    if arguments:
+        if arguments[0].ufl_function_space() != state.function_space.ufl_function_space() and (
+            arguments[0].ufl_function_space() != state.function_space
+        ):
+            raise ProblemError(f"the test function of {name} is of another space than the state: use the state's space")
+        form = ufl.replace(form, {arguments[0]: adjoint})
+    elif adjoint not in extract_coefficients(form):
+        raise ProblemError(f"{name} has neither a test function nor the adjoint in it: multiply it by a TestFunction")
+    return form
+
+
 def check_forms(
     objective: object,
     state_equation: object,
@@ -87,30 +110,7 @@ def check_forms(
     _check_functional(objective, "objective")
     for index, constraint in enumerate(constraints):
         _check_functional(constraint, f"constraint {index}")
-    if not isinstance(state_equation, ufl.Form):
-        hint = (
-            "move the right-hand side over: F = a - L"
-            if isinstance(state_equation, ufl.equation.Equation)
-            else "pass a UFL form"
-        )
-        raise ProblemError(f"state_equation is a {type(state_equation).__name__}, not a form: {hint}")
-    arguments = extract_arguments(state_equation)
-    if len(arguments) > 1:
-        raise ProblemError(
-            f"state_equation has {len(arguments)} arguments: put the state (a Function) where the TrialFunction stands"
-        )
-    if arguments:
-        if arguments[0].ufl_function_space() != state.function_space.ufl_function_space() and (
-            arguments[0].ufl_function_space() != state.function_space
-        ):
-            raise ProblemError(
-                "the test function of state_equation is of another space than the state: use the state's space"
-            )
-        state_equation = ufl.replace(state_equation, {arguments[0]: adjoint})
-    elif adjoint not in extract_coefficients(state_equation):
-        raise ProblemError(
-            "state_equation has neither a test function nor the adjoint in it: multiply it by a TestFunction"
-        )
+    state_equation = test_with_adjoint(state_equation, state, adjoint, "state_equation")
     if adjoint in extract_coefficients(objective):
         raise ProblemError("the objective contains the adjoint: it may depend on state and control only")
     everything = [objective, state_equation, *constraints]
@@ -214,3 +214,14 @@ def _bound_values(bound: object, default: float, given: Given, control: Control,
     if isinstance(given, dolfinx.fem.Constant) and values.size == np.asarray(given.value).size:
         return values.ravel()[: control.size].copy()
     raise ProblemError(f"the {name} has shape {values.shape}: give a number, or one number for each component")
+
+
+def per_control(value: object, count: int) -> list[ufl.Form | None]:
+    """Return one inner product per control from one form, a sequence of forms, or None."""
+    entries: list[ufl.Form | None] = list(value) if isinstance(value, list | tuple) else [value] * count  # type: ignore[list-item]
+    if len(entries) != count or not all(isinstance(entry, ufl.Form | None) for entry in entries):
+        raise ProblemError(
+            f"control_inner_product has {len(entries)} entries for {count} controls, or entries that are no forms: "
+            "give one bilinear form (or None) per control"
+        )
+    return entries

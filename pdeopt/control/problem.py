@@ -19,7 +19,7 @@ from pdeopt.control.matrix_free import MatrixFreeKKT
 from pdeopt.control.newton import NewtonSolver
 from pdeopt.control.reduced import ReducedFunctional
 from pdeopt.fem import forms
-from pdeopt.report import OptionError, ProblemError, SolveReport
+from pdeopt.report import OptionError, SolveReport
 
 Bound = float | npt.NDArray[np.float64] | dolfinx.fem.Function | None
 """A bound on a control: a number, an array for a real-valued control, a function of its space, or none."""
@@ -89,7 +89,7 @@ class ControlProblem:
         adjoint = checks.check_unknowns(state, controls, adjoint)
         residual = checks.check_forms(objective, state_equation, state, controls, adjoint, constraints)
         checks.check_dirichlet(bcs, state)
-        products = _per_control(control_inner_product, len(controls), (ufl.Form, type(None)))
+        products = checks.per_control(control_inner_product, len(controls))
         mesh = state.function_space.mesh
         self.state, self.adjoint = state, adjoint
         self.given_controls = tuple(controls)
@@ -239,14 +239,3 @@ class ControlProblem:
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         self.system.destroy()
-
-
-def _per_control(value: object, count: int, kinds: tuple[type, ...]) -> list[ufl.Form | None]:
-    """Return one entry per control from one entry, a sequence of them, or None."""
-    entries: list[ufl.Form | None] = list(value) if isinstance(value, list | tuple) else [value] * count  # type: ignore[list-item]
-    if len(entries) != count or not all(isinstance(entry, kinds) for entry in entries):
-        raise ProblemError(
-            f"control_inner_product has {len(entries)} entries for {count} controls, or entries that are no forms: "
-            "give one bilinear form (or None) per control"
-        )
-    return entries

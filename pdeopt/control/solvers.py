@@ -277,7 +277,12 @@ def state_solver(system: KKTSystem, operator: PETSc.Mat, symmetric: bool, prefix
     that makes it exact for the solvers around it.
     """
     dimension = system.lagrangian.state.function_space.mesh.topology.dim
-    ksp = PETSc.KSP().create(system.comm)
+    return linear_state_solver(operator, symmetric, dimension, prefix)
+
+
+def linear_state_solver(operator: PETSc.Mat, symmetric: bool, dimension: int, prefix: str = "state_") -> PETSc.KSP:
+    """Return such a KSP for an operator on a mesh of a topological dimension. Collective: yes."""
+    ksp = PETSc.KSP().create(operator.comm)
     ksp.setOptionsPrefix(prefix)
     ksp.setOperators(operator)
     defaults: dict[str, object]

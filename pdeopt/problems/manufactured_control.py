@@ -94,26 +94,31 @@ class ManufacturedControl:
 
 
 def unit_cube_dimension(mesh: Mesh) -> int:
-    """Return the dimension d of a mesh of the unit cube [0, 1]^d.
+    """Return the dimension d of a mesh of the unit cube [0, 1]^d; see `cube_dimension`. Collective: yes."""
+    return cube_dimension(mesh, 0.0, 1.0)
+
+
+def cube_dimension(mesh: Mesh, low: float, high: float) -> int:
+    """Return the dimension d of a mesh of the cube [low, high]^d.
 
     Raises
     ------
     MeshError
-        On all ranks, if the mesh is a surface or curve in space, or does not reach from 0 to 1 along every axis.
+        On all ranks, if the mesh is a surface or curve in space, or does not reach from ``low`` to ``high`` everywhere.
 
     Collective: yes.
     """
     dimension = mesh.topology.dim
     if mesh.geometry.dim != dimension:
-        raise MeshError(f"a mesh of dimension {dimension} in {mesh.geometry.dim} coordinates is no mesh of a unit cube")
+        raise MeshError(f"a mesh of dimension {dimension} in {mesh.geometry.dim} coordinates is no mesh of a cube")
     points = mesh.geometry.x[:, :dimension]
     lower, upper = np.full(dimension, np.inf), np.full(dimension, -np.inf)
     mesh.comm.Allreduce(points.min(axis=0, initial=np.inf), lower, op=MPI.MIN)
     mesh.comm.Allreduce(points.max(axis=0, initial=-np.inf), upper, op=MPI.MAX)
-    if not (np.allclose(lower, 0.0, atol=1e-12) and np.allclose(upper, 1.0, atol=1e-12)):
+    if not (np.allclose(lower, low, atol=1e-12) and np.allclose(upper, high, atol=1e-12)):
         raise MeshError(
-            f"the problem is posed on the unit cube, but the mesh reaches from {lower} to {upper}: "
-            "make it with dolfinx.mesh.create_unit_square or create_unit_cube"
+            f"the problem is posed on the cube [{low:g}, {high:g}]^{dimension}, but the mesh reaches from {lower} to "
+            f"{upper}: make it with dolfinx.mesh.create_interval, create_rectangle or create_box"
         )
     return int(dimension)
 
