@@ -5,4 +5,8 @@
 it runs.
 """
 
-BENCHES = {"control": "pdeopt.bench.control"}
+BENCHES = {
+    "control": "pdeopt.bench.control",
+    "time": "pdeopt.bench.time",
+    "certificates": "pdeopt.bench.certificates",
+}

@@ -1,6 +1,7 @@
 """Checks of a control problem when it is built: one sentence for each mistake, naming the thing and the remedy."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from mpi4py import MPI
 
@@ -95,7 +96,7 @@ def test_with_adjoint(form: object, state: dolfinx.fem.Function, adjoint: dolfin
         form = ufl.replace(form, {arguments[0]: adjoint})
     elif adjoint not in extract_coefficients(form):
         raise ProblemError(f"{name} has neither a test function nor the adjoint in it: multiply it by a TestFunction")
-    return form
+    return cast(ufl.Form, form)
 
 
 def check_forms(

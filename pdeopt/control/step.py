@@ -19,12 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import ufl
 from dolfinx.fem import petsc as fem_petsc
+from ufl.algorithms import expand_derivatives
+from ufl.algorithms.analysis import extract_constants
 
 from pdeopt.control.controls import Control
 from pdeopt.fem import forms
-from pdeopt.fem.time import StepCoefficients
+from pdeopt.fem.time import StepCoefficients, TimeScheme
 
 Array = npt.NDArray[np.float64]
+_NO_STEP = StepCoefficients((0.0, 0.0, 0.0), (0.0, 0.0))
 NOW, BEFORE, EARLIER = 0, 1, 2
 """Slots of the state at t_n, t_(n-1), t_(n-2); controls and, last, the adjoint follow."""
 
@@ -97,6 +100,46 @@ class StepData:
     initial: float = 0.0
 
 
+class TimeGrid:
+    """Steps of one size and what the scheme says of each.
+
+    Parameters
+    ----------
+    scheme
+        The time-stepping scheme.
+    start, end
+        Interval of time.
+    steps
+        Number of steps.
+    """
+
+    def __init__(self, scheme: TimeScheme, start: float, end: float, steps: int) -> None:
+        self.scheme, self.start, self.steps = scheme, start, steps
+        self.size = (end - start) / steps
+        self.state_weights = self.size * scheme.state_weights(steps)
+        self.control_weights = self.size * scheme.control_weights(steps)
+        self.control_times = start + self.size * scheme.control_times(steps)
+
+    def time(self, step: int) -> float:
+        """Return t_n."""
+        return self.start + step * self.size
+
+    def data(self, step: int) -> StepData:
+        """Return what belongs to step n = 1, ..., N, or to the initial state for n = 0."""
+        if step == 0:
+            times = (self.start, self.start, self.start)
+            return StepData(_NO_STEP, self.size, times, self.state_weights[0], initial=1.0)
+        times = (self.time(step), self.time(step - 1), float(self.control_times[step - 1]))
+        return StepData(
+            self.scheme.coefficients(step),
+            self.size,
+            times,
+            float(self.state_weights[step]),
+            float(self.control_weights[step - 1]),
+            terminal=float(step == self.steps),
+        )
+
+
 class StepLagrangian:
     """L_n and its derivatives at what the functions hold.
 
@@ -128,6 +171,7 @@ class StepLagrangian:
         self._constants = {name: dolfinx.fem.Constant(mesh, 0.0) for name in names}
         self._times = [dolfinx.fem.Constant(mesh, 0.0) for _ in range(3)]
         self._dirichlet_dofs = forms.owned_dirichlet_dofs(list(given.bcs))
+        self._covectors: dict[dolfinx.fem.Form, PETSc.Vec] = {}  # made once: making one costs more than assembling it
         self._compile()
 
     def _compile(self) -> None:
@@ -135,7 +179,9 @@ class StepLagrangian:
         state = given.state
 
         def at(form: ufl.Form, slot: int, time: dolfinx.fem.Constant) -> ufl.Form:
-            mapping = {} if slot == NOW else {state: self.functions[slot]}
+            mapping: dict[ufl.core.expr.Expr, ufl.core.expr.Expr] = {}
+            if slot != NOW:
+                mapping[state] = self.functions[slot]
             if given.time is not None:
                 mapping[given.time] = time
             return ufl.replace(form, mapping) if mapping else form
@@ -177,17 +223,16 @@ class StepLagrangian:
         self._compiled_blocks: dict[tuple[int, int], dolfinx.fem.Form] = {}
         operator = self._blocks[self.adjoint_slot, NOW]
         self.linear_state = not forms.depends_on(operator, self.functions)
-        times = set(self._times)
         self.time_invariant = self.linear_state and not any(
-            constant in times
+            any(constant is time for time in self._times)
             for slot in (NOW, BEFORE, EARLIER)
             if (self.adjoint_slot, slot) in self._blocks
-            for constant in ufl.algorithms.analysis.extract_constants(self._blocks[self.adjoint_slot, slot])
+            for constant in extract_constants(expand_derivatives(self._blocks[self.adjoint_slot, slot]))
         )
         self.linear_quadratic = not any(forms.depends_on(block, self.functions) for block in self._blocks.values())
 
     def _compile_form(self, form: ufl.Form) -> dolfinx.fem.Form | None:
-        expanded = ufl.algorithms.expand_derivatives(form)
+        expanded = expand_derivatives(form)
         return None if expanded.empty() else forms.compile_form(form, self.given.entity_maps)
 
     # Data of the step ------------------------------------------------------------------------------------------------
@@ -198,9 +243,9 @@ class StepLagrangian:
         weights = (data.state_weight, data.control_weight, data.terminal, data.initial)
         values = (*data.coefficients.mass, *stiffness, *weights)
         for constant, value in zip(self._constants.values(), values, strict=True):
-            constant.value = value
+            constant.value = np.asarray(value)
         for constant, time in zip(self._times, data.times, strict=True):
-            constant.value = time
+            constant.value = np.asarray(time)
         if self.given.update_bcs is not None:
             self.given.update_bcs(data.times[0])
 
@@ -234,7 +279,7 @@ class StepLagrangian:
 
     def local_cost(self) -> float:
         """Return this rank's part of the cost of the step. Collective: no."""
-        return 0.0 if self._cost is None else float(dolfinx.fem.assemble_scalar(self._cost))
+        return 0.0 if self._cost is None else float(np.real(dolfinx.fem.assemble_scalar(self._cost)))
 
     def first(self, slot: int) -> Array:
         """Return the derivative of L_n by a slot, by coordinates for controls, shape (owned,). Collective: yes."""
@@ -251,13 +296,18 @@ class StepLagrangian:
                 self.given.state.function_space
             )  # fmt: skip
             return np.zeros(size)
-        covector = forms.assemble_vector(form)
+        if form not in self._covectors:
+            self._covectors[form] = fem_petsc.create_vector(self.functions[slot].function_space)
+        covector = self._covectors[form]
+        with covector.localForm() as local:
+            local.set(0.0)
+        fem_petsc.assemble_vector(covector, form)  # type: ignore[arg-type]
+        covector.ghostUpdate(addv=PETSc.InsertMode.ADD, mode=PETSc.ScatterMode.REVERSE)
         if is_control:
             values = self.given.controls[slot - 3].restrict(covector)
         else:
             values = np.array(covector.array_r)
             values[self._dirichlet_dofs] = 0.0
-        covector.destroy()
         return values
 
     def has_block(self, row: int, column: int) -> bool:
@@ -306,3 +356,9 @@ class StepLagrangian:
             form = self._blocks[row, column]
             self._compiled_blocks[row, column] = forms.compile_form(form, self.given.entity_maps)
         return self._compiled_blocks[row, column]
+
+    def destroy(self) -> None:
+        """Free the PETSc objects. Collective: yes."""
+        for covector in self._covectors.values():
+            covector.destroy()
+        self._covectors.clear()

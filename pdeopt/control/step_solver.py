@@ -44,9 +44,9 @@ class StepSolver:
         """Take over a step's coefficients, and the operator that belongs to them. Collective: yes."""
         lagrangian = self._lagrangian
         lagrangian.set_step(data)
-        key = (data.coefficients.mass[0], data.coefficients.stiffness[0])
-        if not lagrangian.time_invariant:
-            key = ()
+        key: tuple[float, ...] = ()
+        if lagrangian.time_invariant:
+            key = (data.coefficients.mass[0], data.coefficients.stiffness[0])
         if key not in self._solvers:
             operator = lagrangian.operator()
             symmetric = lagrangian.time_invariant and is_symmetric(operator)

@@ -49,7 +49,7 @@ class Structure:
         return math.sqrt(sum(gain**2 / weight for gain, weight in zip(self.gains, self.regularisation, strict=True)))
 
 
-def _difference(matrix: PETSc.Mat, reference: PETSc.Mat, factor: float) -> float:
+def relative_difference(matrix: PETSc.Mat, reference: PETSc.Mat, factor: float) -> float:
     """Return |matrix - factor reference| / |matrix| in the Frobenius norm. Collective: yes."""
     size = matrix.norm(PETSc.NormType.FROBENIUS)
     if size == 0.0:
@@ -85,7 +85,7 @@ def _distributed_control(system: KKTSystem, blocks: Blocks, index: int) -> tuple
         return None
     product = system.control_products[index]
     regularisation = trace_ratio(block, product)
-    if regularisation <= 0.0 or _difference(block, product, regularisation) > _SAME:
+    if regularisation <= 0.0 or relative_difference(block, product, regularisation) > _SAME:
         return None
     mass = ufl.inner(ufl.TrialFunction(control_space), ufl.TestFunction(state_space)) * ufl.dx
     mixed = forms.assemble_matrix(forms.compile_form(mass))
@@ -97,7 +97,7 @@ def _distributed_control(system: KKTSystem, blocks: Blocks, index: int) -> tuple
     gain = (plus - squared - operator.norm(PETSc.NormType.FROBENIUS) ** 2) / (
         2.0 * squared
     )  # <operator, mixed> / |mixed|^2
-    same = gain != 0.0 and _difference(operator, mixed, gain) <= _SAME
+    same = gain != 0.0 and relative_difference(operator, mixed, gain) <= _SAME
     for matrix in (mixed, inner):
         matrix.destroy()
     return (regularisation, gain) if same else None
@@ -126,7 +126,7 @@ def recognise(system: KKTSystem, blocks: Blocks, state_mass: PETSc.Mat) -> Struc
     mean = trace_ratio(blocks.state_state, state_mass)
     # The Hessian of a nonlinear state equation adds a small term to the observation: it stays "distributed" up to 30 %.
     tolerance = _SAME if system.linear_quadratic else 0.3
-    if blocks.state_state is not None and _difference(blocks.state_state, state_mass, mean) <= tolerance:
+    if blocks.state_state is not None and relative_difference(blocks.state_state, state_mass, mean) <= tolerance:
         return Structure("distributed", mean, regularisations, gains)
     if _derivative_free(system.lagrangian.second(system.lagrangian.functional, 0, 0)):
         return Structure("partial observation", observation, regularisations, gains)

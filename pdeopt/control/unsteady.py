@@ -11,14 +11,17 @@ import ufl
 from ufl.algorithms import extract_coefficients
 
 from pdeopt.control import checks, tao, verify
+from pdeopt.control.all_at_once import AllAtOnce
+from pdeopt.control.all_at_once_matrices import unfit
 from pdeopt.control.controls import Control, FieldControl, RealControl, default_inner_product
 from pdeopt.control.problem import Bound
-from pdeopt.control.step import StepLagrangian, UnsteadyForms
+from pdeopt.control.step import StepLagrangian, TimeGrid, UnsteadyForms
 from pdeopt.control.sweep import Checkpoints
-from pdeopt.control.unsteady_reduced import TimeGrid, UnsteadyFunctional, Visitor
+from pdeopt.control.unsteady_reduced import UnsteadyFunctional
+from pdeopt.control.unsteady_sweeps import Visitor
 from pdeopt.fem import forms
 from pdeopt.fem.time import Theta, TimeScheme
-from pdeopt.report import OptionError, ProblemError, SolveReport
+from pdeopt.report import ConvergenceError, OptionError, ProblemError, SolveReport
 
 ALL_AT_ONCE = "all_at_once"
 
@@ -109,7 +112,9 @@ class UnsteadyControlProblem:
         checkpoints: Checkpoints | None = None,
         entity_maps: Sequence[dolfinx.mesh.EntityMap] | None = None,
     ) -> None:
-        given = list(control) if isinstance(control, list | tuple) else [control]
+        given: list[dolfinx.fem.Function | dolfinx.fem.Constant] = (
+            list(control) if isinstance(control, list | tuple) else [control]  # type: ignore[list-item]
+        )
         start, end = interval
         if steps < 1 or not np.isfinite(end - start) or end <= start:
             raise ProblemError(f"{steps} steps over the interval ({start:g}, {end:g}): give start < end and steps >= 1")
@@ -183,6 +188,9 @@ class UnsteadyControlProblem:
         self.functional = UnsteadyFunctional(
             self.lagrangian, self.grid, initial, control_initial_state, pairs, self._products, checkpoints
         )
+        self.controls_initial_state = control_initial_state
+        self.has_state_cost = state_cost is not None
+        self.has_terminal_objective = terminal_objective is not None
         self._set_first_guess(initial, control_initial_state)
 
     def _product(self, index: int, form: ufl.Form | None) -> PETSc.Mat:
@@ -242,8 +250,6 @@ class UnsteadyControlProblem:
         OptionError
             If the method is unknown or does not fit the problem.
         """
-        from pdeopt.control.all_at_once import AllAtOnce, unfit
-
         if method is not None and method not in (ALL_AT_ONCE, *tao.METHODS):
             known = ", ".join((ALL_AT_ONCE, *tao.METHODS))
             raise OptionError(f"method {method!r} is unknown: choose one of {known}")
@@ -254,6 +260,9 @@ class UnsteadyControlProblem:
             system = AllAtOnce(self)
             try:
                 return system.solve(rtol=rtol, max_iterations=max_iterations, monitor=monitor)
+            except ConvergenceError:
+                if method is not None or not system.bounded:  # active sets can cycle; a trust region does not
+                    raise
             finally:
                 system.destroy()
         return tao.minimise(
@@ -299,7 +308,8 @@ def _split(
     """Return the integrals of the running objective that see the state, and those that do not."""
     if form is None:
         return None, None
-    of_state, of_control = [], []
+    of_state: list[ufl.Integral] = []
+    of_control: list[ufl.Integral] = []
     for integral in form.integrals():
         seen = extract_coefficients(integral.integrand())
         has_control = any(control in seen for control in controls)

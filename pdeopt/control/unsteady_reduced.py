@@ -8,7 +8,7 @@ and the derivative by u_n is that of L_n. A Hessian action differentiates all of
 change goes forward beside the states, the adjoints' change backward beside the adjoints.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from petsc4py import PETSc
 
@@ -16,55 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pdeopt.control.newton import Bounds
-from pdeopt.control.step import BEFORE, EARLIER, NOW, StepData, StepLagrangian
+from pdeopt.control.step import StepLagrangian, TimeGrid
 from pdeopt.control.step_solver import StepSolver
-from pdeopt.control.sweep import Checkpoints, State, Sweep
+from pdeopt.control.sweep import Checkpoints, Sweep
+from pdeopt.control.unsteady_sweeps import FirstOrder, SecondOrder, Trajectory, Visitor
 from pdeopt.fem import forms
-from pdeopt.fem.time import StepCoefficients, TimeScheme
 
 Array = npt.NDArray[np.float64]
-Visitor = Callable[[int, float], None]
-_NO_STEP = StepCoefficients((0.0, 0.0, 0.0), (0.0, 0.0))
-
-
-class TimeGrid:
-    """Steps of one size and what the scheme says of each.
-
-    Parameters
-    ----------
-    scheme
-        The time-stepping scheme.
-    start, end
-        Interval of time.
-    steps
-        Number of steps.
-    """
-
-    def __init__(self, scheme: TimeScheme, start: float, end: float, steps: int) -> None:
-        self.scheme, self.start, self.steps = scheme, start, steps
-        self.size = (end - start) / steps
-        self.state_weights = self.size * scheme.state_weights(steps)
-        self.control_weights = self.size * scheme.control_weights(steps)
-        self.control_times = start + self.size * scheme.control_times(steps)
-
-    def time(self, step: int) -> float:
-        """Return t_n."""
-        return self.start + step * self.size
-
-    def data(self, step: int) -> StepData:
-        """Return what belongs to step n = 1, ..., N, or to the initial state for n = 0."""
-        if step == 0:
-            times = (self.start, self.start, self.start)
-            return StepData(_NO_STEP, self.size, times, self.state_weights[0], initial=1.0)
-        times = (self.time(step), self.time(step - 1), float(self.control_times[step - 1]))
-        return StepData(
-            self.scheme.coefficients(step),
-            self.size,
-            times,
-            float(self.state_weights[step]),
-            float(self.control_weights[step - 1]),
-            terminal=float(step == self.steps),
-        )
 
 
 class UnsteadyFunctional:
@@ -106,17 +64,18 @@ class UnsteadyFunctional:
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self.comm = lagrangian.comm
-        self._lagrangian, self._grid, self._bounds, self._checkpoints = lagrangian, grid, list(bounds), checkpoints
+        self.lagrangian, self.grid, self._bounds, self._checkpoints = lagrangian, grid, list(bounds), checkpoints
         self._controls = lagrangian.given.controls
-        self._initial, self._initial_control = initial_state.copy(), initial_control
+        self.initial_state, self.initial_control = initial_state.copy(), initial_control
         sizes = [control.size for control in self._controls] * grid.steps
         self._layout = forms.BlockLayout(self.comm, sizes + [initial_state.size] * initial_control)
-        self._solver = StepSolver(lagrangian)
-        self._free = ~lagrangian.is_dirichlet()
+        self.solver = StepSolver(lagrangian)
+        self.free = ~lagrangian.is_dirichlet()
         self.values = np.zeros(self._layout.offsets[-1])
         self._at: Array | None = None
         self._value = 0.0
         self._derivative: Array | None = None
+        self._kept: Trajectory | None = None
         self.sweep: Sweep | None = None
         self._inner_product = TimeProduct(self._layout, products, grid.control_weights, len(self._controls))
         self.gradients = self.hessian_actions = 0
@@ -144,7 +103,7 @@ class UnsteadyFunctional:
         """Return lower and upper bounds by coordinates, or None if all are infinite. Collective: yes."""
         lower, upper = self.create_vector(), self.create_vector()
         count = len(self._controls)
-        pairs = self._bounds[:count] * self._grid.steps + self._bounds[count:]
+        pairs = self._bounds[:count] * self.grid.steps + self._bounds[count:]
         for field, pair in enumerate(pairs):
             self._layout.write(lower, field, pair.lower)
             self._layout.write(upper, field, pair.upper)
@@ -184,19 +143,18 @@ class UnsteadyFunctional:
     def derivative(self, control: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set the covector j'(u); a sweep backward unless it was taken at this control. Collective: yes."""
         self._sweep_forward(control)
-        if self._derivative is None:
-            assert self.sweep is not None
-            model = self._model
-            self.sweep.reverse()
-            self.sweep.release()
-            self._derivative = model.gradient
-            self.gradients += 1
-        out.array[:] = self._derivative
+        out.array[:] = self._reverse()
 
     def hessian_action(self, control: PETSc.Vec, direction: PETSc.Vec, out: PETSc.Vec) -> None:
-        """Set the covector j''(u) d; one sweep forward and one backward. Collective: yes."""
-        model = SecondOrder(self, np.array(control.array_r), np.array(direction.array_r))
-        sweep = Sweep(model, self._grid.steps, self._checkpoints, self.comm)
+        """Set the covector j''(u) d; one sweep forward and one backward. Collective: yes.
+
+        Without checkpoints the states and adjoints of the point are kept, and only linear equations are solved.
+        """
+        if self._checkpoints is None:
+            self._sweep_forward(control)
+            self._reverse()
+        model = SecondOrder(self, np.array(control.array_r), np.array(direction.array_r), self._kept)
+        sweep = Sweep(model, self.grid.steps, self._checkpoints, self.comm)
         sweep.forward()
         sweep.reverse()
         sweep.release()
@@ -216,11 +174,21 @@ class UnsteadyFunctional:
             Sweep backward too, and visit there: state, control and adjoint are set.
         """
         model = FirstOrder(self, np.array(control.array_r), visitor, adjoint)
-        sweep = Sweep(model, self._grid.steps, self._checkpoints, self.comm)
+        sweep = Sweep(model, self.grid.steps, self._checkpoints, self.comm)
         sweep.forward()
         if adjoint:
             sweep.reverse()
         sweep.release()
+
+    def _reverse(self) -> Array:
+        """Return the derivative at the point of the last sweep forward. Collective: yes."""
+        if self._derivative is None:
+            assert self.sweep is not None
+            self.sweep.reverse()
+            self.sweep.release()
+            self._derivative = self._model.gradient
+            self.gradients += 1
+        return self._derivative
 
     def _sweep_forward(self, control: PETSc.Vec) -> None:
         values = np.array(control.array_r)
@@ -230,8 +198,9 @@ class UnsteadyFunctional:
         if self.sweep is not None:
             self.sweep.release()
         self._at = self._derivative = None
-        self._model = FirstOrder(self, values)
-        self.sweep = Sweep(self._model, self._grid.steps, self._checkpoints, self.comm)
+        self._kept = Trajectory(self.grid.steps) if self._checkpoints is None else None
+        self._model = FirstOrder(self, values, kept=self._kept)
+        self.sweep = Sweep(self._model, self.grid.steps, self._checkpoints, self.comm)
         self.sweep.forward()
         self._value = float(self.comm.allreduce(self._model.cost))
         self._at = values
@@ -240,183 +209,9 @@ class UnsteadyFunctional:
         """Free the PETSc objects. Collective: yes."""
         if self.sweep is not None:
             self.sweep.release()
-        self._solver.destroy()
+        self.solver.destroy()
+        self.lagrangian.destroy()
         self._inner_product.matrix.destroy()
-
-
-class FirstOrder:
-    """States forward, adjoints and the gradient backward: a `pdeopt.control.sweep.Model`.
-
-    Parameters
-    ----------
-    functional
-        What is differentiated.
-    values
-        Control coordinates, shape (owned,).
-    visitor, visit_adjoints
-        See `UnsteadyFunctional.visit`.
-
-    Attributes
-    ----------
-    cost
-        This rank's part of the objective, after the sweep forward.
-    gradient
-        j'(u), shape (owned,), after the sweep backward.
-    """
-
-    def __init__(
-        self,
-        functional: UnsteadyFunctional,
-        values: Array,
-        visitor: Visitor | None = None,
-        visit_adjoints: bool = False,
-    ) -> None:
-        self._functional, self._values = functional, values
-        self._lagrangian, self._grid, self._solver = functional._lagrangian, functional._grid, functional._solver
-        self._controls = functional._controls
-        self._visitor, self._visit_adjoints = visitor, visit_adjoints
-        self.cost = 0.0
-        self.gradient = np.zeros_like(values)
-        size = functional._initial.size
-        self._pending = [np.zeros(size), np.zeros(size)]  # later steps' derivatives by the two states before
-
-    def initial_state(self, values: Array) -> Array:
-        """Return y_0. Collective: no."""
-        functional = self._functional
-        if not functional._initial_control:
-            return functional._initial
-        return np.where(functional._free, values[functional.place(self._grid.steps, 0)], functional._initial)
-
-    def start(self) -> State:
-        """Return (y_0, y_0); the second is never used. Collective: yes."""
-        state = self.initial_state(self._values)
-        self.cost = 0.0
-        self._lagrangian.set_step(self._grid.data(0))
-        self._lagrangian.load(NOW, state)
-        self.cost += self._lagrangian.local_cost()
-        if self._visitor is not None and not self._visit_adjoints:
-            self._visitor(0, self._grid.start)
-        return (state, state)
-
-    def _load(self, step: int, before: State) -> None:
-        """Set step n's coefficients, controls and the states before it. Collective: yes."""
-        self._solver.prepare(self._grid.data(step))
-        self._functional.load_control(step, self._values)
-        self._lagrangian.load(BEFORE, before[0])
-        self._lagrangian.load(EARLIER, before[1])
-
-    def forward(self, step: int, state: State, first_time: bool) -> State:
-        """Solve for y_n, n = step + 1. Collective: yes."""
-        number = step + 1
-        self._load(number, state)
-        self._lagrangian.load(NOW, state[0])
-        after = self._solver.solve_state()
-        if first_time:
-            self.cost += self._lagrangian.local_cost()
-            if self._visitor is not None and not self._visit_adjoints:
-                self._visitor(number, self._grid.time(number))
-        return (after, state[0])
-
-    def reverse(self, step: int, before: State, after: State) -> None:
-        """Take the adjoint step n = step + 1, after the last one the initial state's derivative. Collective: yes."""
-        self._reverse_step(step, before, after)
-        if step == 0 and self._functional._initial_control:
-            self._reverse_start(before)
-
-    def _reverse_step(self, step: int, before: State, after: State) -> None:
-        """Solve for p_n and take the gradient of the step. Collective: yes."""
-        number, lagrangian = step + 1, self._lagrangian
-        self._load(number, before)
-        lagrangian.load(NOW, after[0])
-        self._solver.linearise()
-        lagrangian.load(lagrangian.adjoint_slot, np.zeros_like(after[0]))
-        adjoint = self._solver.solve(-(lagrangian.first(NOW) + self._pending[0]), transpose=True)
-        lagrangian.load(lagrangian.adjoint_slot, adjoint)
-        for j in range(len(self._controls)):
-            self.gradient[self._functional.place(step, j)] = lagrangian.first(3 + j)
-        self._pending = [self._pending[1] + lagrangian.first(BEFORE), lagrangian.first(EARLIER)]
-        if self._visitor is not None and self._visit_adjoints:
-            self._visitor(number, self._grid.time(number))
-
-    def _reverse_start(self, before: State) -> None:
-        """Take the derivative by the initial state. Collective: yes."""
-        lagrangian = self._lagrangian
-        lagrangian.set_step(self._grid.data(0))
-        lagrangian.load(NOW, before[0])
-        lagrangian.load(lagrangian.adjoint_slot, np.zeros_like(before[0]))
-        self.gradient[self._functional.place(self._grid.steps, 0)] = lagrangian.first(NOW) + self._pending[0]
-
-
-class SecondOrder(FirstOrder):
-    """States and their changes forward, adjoints and theirs backward: the Hessian along one direction.
-
-    Parameters
-    ----------
-    functional, values
-        As for `FirstOrder`.
-    direction
-        Coordinates of the direction, shape (owned,).
-
-    Attributes
-    ----------
-    curvature
-        j''(u) d, shape (owned,), after the sweep backward.
-    """
-
-    def __init__(self, functional: UnsteadyFunctional, values: Array, direction: Array) -> None:
-        super().__init__(functional, values)
-        self._direction = direction
-        self.curvature = np.zeros_like(values)
-        size = functional._initial.size
-        self._pending_change = [np.zeros(size), np.zeros(size)]
-
-    def start(self) -> State:
-        """Return y_0 and its change, each twice. Collective: yes."""
-        state = super().start()
-        change = np.zeros_like(state[0])
-        if self._functional._initial_control:
-            direction = self._direction[self._functional.place(self._grid.steps, 0)]
-            change = np.where(self._functional._free, direction, 0.0)
-        return (*state, change, change)
-
-    def _load_directions(self, step: int, now: Array | None, before: State, adjoint: Array | None) -> None:
-        lagrangian = self._lagrangian
-        lagrangian.load_direction(NOW, now)
-        lagrangian.load_direction(BEFORE, before[2])
-        lagrangian.load_direction(EARLIER, before[3])
-        for j in range(len(self._controls)):
-            lagrangian.load_direction(3 + j, self._direction[self._functional.place(step, j)])
-        lagrangian.load_direction(lagrangian.adjoint_slot, adjoint)
-
-    def forward(self, step: int, state: State, first_time: bool) -> State:
-        """Solve for y_n and its change, n = step + 1. Collective: yes."""
-        after, _ = super().forward(step, state, first_time)
-        lagrangian = self._lagrangian
-        self._solver.linearise()
-        self._load_directions(step, None, state, None)
-        change = -self._solver.solve(lagrangian.second(lagrangian.adjoint_slot))
-        return (after, state[0], change, state[2])
-
-    def _reverse_step(self, step: int, before: State, after: State) -> None:
-        """Solve for p_n and its change, and take gradient and curvature of the step. Collective: yes."""
-        super()._reverse_step(step, before, after)
-        lagrangian = self._lagrangian
-        self._load_directions(step, after[2], before, None)
-        right = -(lagrangian.second(NOW) + self._pending_change[0])
-        change = self._solver.solve(right, transpose=True)
-        lagrangian.load_direction(lagrangian.adjoint_slot, change)
-        for j in range(len(self._controls)):
-            self.curvature[self._functional.place(step, j)] = lagrangian.second(3 + j)
-        self._pending_change = [self._pending_change[1] + lagrangian.second(BEFORE), lagrangian.second(EARLIER)]
-
-    def _reverse_start(self, before: State) -> None:
-        """Take first and second derivative by the initial state. Collective: yes."""
-        super()._reverse_start(before)
-        lagrangian = self._lagrangian
-        for slot in range(BEFORE, lagrangian.adjoint_slot + 1):
-            lagrangian.load_direction(slot, None)
-        lagrangian.load_direction(NOW, before[2])
-        self.curvature[self._functional.place(self._grid.steps, 0)] = lagrangian.second(NOW) + self._pending_change[0]
 
 
 class TimeProduct:

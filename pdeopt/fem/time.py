@@ -102,7 +102,7 @@ class Theta:
 
     def control_times(self, steps: int) -> Array:
         """Return n - 1 + theta. Collective: no."""
-        return np.arange(steps) + self.theta
+        return np.asarray(np.arange(steps) + self.theta, dtype=np.float64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,10 @@ from typing import Any
 _PUBLIC_NAMES = {
     "BoundaryControl": "pdeopt.problems.boundary_control",
     "BoundedPoissonControl": "pdeopt.problems.bounded_control",
+    "BurgersControl": "pdeopt.problems.burgers_control",
     "ConstrainedControl": "pdeopt.problems.constrained_control",
     "GaussianRandomField": "pdeopt.problems.lognormal",
+    "HeatControl": "pdeopt.problems.heat_control",
     "HeatSinkControl": "pdeopt.problems.heat_sink_control",
     "LinearModelProblem": "pdeopt.problems.linear",
     "SemilinearControl": "pdeopt.problems.semilinear_control",
@@ -18,6 +20,7 @@ _PUBLIC_NAMES = {
     "helmholtz": "pdeopt.problems.waves",
     "linear_elasticity": "pdeopt.problems.elasticity",
     "lognormal_diffusion": "pdeopt.problems.diffusion",
+    "ManufacturedUnsteadyControl": "pdeopt.problems.unsteady_manufactured",
     "ManufacturedControl": "pdeopt.problems.manufactured_control",
     "PartialObservationControl": "pdeopt.problems.partial_observation_control",
     "PoissonControl": "pdeopt.problems.poisson_control",
