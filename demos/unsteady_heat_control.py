@@ -3,10 +3,11 @@
 # A square plate starts cold. Its temperature y is to follow a warm spot that walks once around the plate; where and
 # when must it be heated? With the heating u we minimise
 #
-# $$ J(y, u) = \tfrac12 \int_0^T \!\! \int (y - y_d)^2 \, dx \, dt + \tfrac{\beta}{2} \int_0^T \!\! \int u^2 \, dx \, dt $$
+# $$ J(y, u) = \tfrac12 \int_0^T \int (y - y_d)^2 \, dx \, dt + \tfrac{\beta}{2} \int_0^T \int u^2 \, dx \, dt $$
 #
-# subject to $\partial_t y - \kappa \Delta y = u$, with the edge kept cold. Time is cut into steps of the scheme of Crank
-# and Nicolson, and the optimality system of all steps is solved at once: about fifteen iterations, however many steps.
+# subject to $\partial_t y - \kappa \Delta y = u$, with the edge kept cold. Time is cut into steps of the scheme of
+# Crank and Nicolson, and the optimality system of all steps is solved at once: some twenty iterations, however many
+# steps.
 #
 # Run it with `mpirun -n 2 python demos/unsteady_heat_control.py`, and add `--bounds 0 8` to forbid cooling.
 
@@ -93,7 +94,7 @@ with (
         series.write(now)
         if step > 0:  # there is no heating before the first step
             film.add(now)
-        if step == problem.grid.steps // 2:
+        if step == arguments.steps // 2:
             shown.update({f"{name} at t = {now:g}": field.copy() for name, field in fields.items()})
 
     problem.visit(record)

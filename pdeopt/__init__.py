@@ -17,11 +17,13 @@ prepare_process()
 _PUBLIC_NAMES = {
     "ControlProblem": "pdeopt.control",
     "SolveReport": "pdeopt.report",
+    "UnsteadyControlProblem": "pdeopt.control",
+    "attach_guess": "pdeopt.control.guess",
     "read_mesh": "pdeopt.fem",
 }
-_SUBPACKAGES = ("bench", "control", "fem", "parallel", "plot", "problems", "report")
+_SUBPACKAGES = ("animate", "bench", "control", "fem", "parallel", "plot", "problems", "report")
 
-__all__ = ["ControlProblem", "SolveReport", "__version__", "read_mesh"]
+__all__ = ["ControlProblem", "SolveReport", "UnsteadyControlProblem", "__version__", "attach_guess", "read_mesh"]
 
 
 def __getattr__(name: str) -> Any:

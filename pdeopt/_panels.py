@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyvista
 
 DIVERGING = "RdBu_r"
-_COLOURS = "pdeopt colours"  # name of the scalars drawn, beside the field of the user
+COLOURS = "pdeopt colours"  # name of the scalars drawn, beside the field of the user
 _DOTS_PER_INCH = 200
 _PANEL_INCHES = 4.0
 _PLAIN_INCHES = 2.75  # width of a panel that is left to the drawing beside a colour bar
@@ -81,14 +81,15 @@ def make_panel(
     """Reduce the grid's field to the scalars that give the colours, and choose their range."""
     vectors = grid.active_vectors
     data = grid.cell_data if grid.cell_data else grid.point_data
-    data[_COLOURS] = grid.active_scalars if vectors is None else np.linalg.norm(vectors, axis=1)
-    if not np.all(np.isfinite(data[_COLOURS])):
+    data[COLOURS] = grid.active_scalars if vectors is None else np.linalg.norm(vectors, axis=1)
+    if not np.all(np.isfinite(data[COLOURS])):
         raise InputError(f"the field '{label}' has values that are NaN or infinite")
-    grid.set_active_scalars(_COLOURS)
-    return Panel(label, grid, dimension, colour_map, limits or _range(data[_COLOURS], colour_map == DIVERGING))
+    grid.set_active_scalars(COLOURS)
+    return Panel(label, grid, dimension, colour_map, limits or value_range(data[COLOURS], colour_map == DIVERGING))
 
 
-def _range(values: npt.NDArray[np.float64], symmetric: bool) -> tuple[float, float]:
+def value_range(values: npt.NDArray[np.floating], symmetric: bool) -> tuple[float, float]:
+    """Return the limits of a colour bar for some values, about zero if asked for."""
     lowest, highest = float(values.min()), float(values.max())
     if symmetric:
         highest = max(abs(lowest), abs(highest))
@@ -187,7 +188,7 @@ def _draw_graph(axes: "matplotlib.axes.Axes", panel: Panel) -> None:
     nodes = grid.cells.reshape(grid.n_cells, -1)[:, 1:]
     x = grid.points[nodes, 0]
     order = np.argsort(x, axis=1)  # VTK lists both ends of a cell first
-    values = grid.point_data[_COLOURS][nodes] if grid.point_data else np.repeat(grid[_COLOURS][:, None], x.shape[1], 1)
+    values = grid.point_data[COLOURS][nodes] if grid.point_data else np.repeat(grid[COLOURS][:, None], x.shape[1], 1)
     segments = np.take_along_axis(np.stack([x, values], axis=2), order[:, :, None], axis=1)
     axes.add_collection(load_package("matplotlib.collections").LineCollection(list(segments), color="tab:blue"))
     axes.autoscale_view()
@@ -237,8 +238,7 @@ def _render(panel: Panel, show_edges: bool) -> npt.NDArray[np.uint8]:
     if plane:
         pixels_per_length = _RENDERED_PIXELS / max(right - left, top - bottom)
         window = [math.ceil((right - left) * pixels_per_length), math.ceil((top - bottom) * pixels_per_length)]
-    # Cells of degree two and more are cut into straight pieces, four to an edge.
-    surface = panel.grid.extract_surface(algorithm="dataset_surface", nonlinear_subdivision=2)
+    surface = surface_of(panel.grid)
     # VTK reports the absence of an X server before it falls back to a renderer that needs none.
     with pyvista.vtk_verbosity("off"):
         plotter = pyvista.Plotter(off_screen=True, window_size=window)
@@ -246,7 +246,7 @@ def _render(panel: Panel, show_edges: bool) -> npt.NDArray[np.uint8]:
             plotter.set_background("white")
             plotter.add_mesh(
                 surface,
-                scalars=_COLOURS,
+                scalars=COLOURS,
                 cmap=panel.colour_map,
                 clim=panel.limits,
                 show_scalar_bar=False,
@@ -255,7 +255,7 @@ def _render(panel: Panel, show_edges: bool) -> npt.NDArray[np.uint8]:
                 diffuse=1.0 if plane else 0.5,
                 line_width=10.0,  # of fields on curves
             )
-            rim = _rim(surface, plane)
+            rim = rim_of(surface, plane)
             if rim.n_cells:  # curves and balls have none
                 plotter.add_mesh(rim, color="black", line_width=3.0, lighting=False)
             if show_edges:
@@ -282,7 +282,12 @@ def _render(panel: Panel, show_edges: bool) -> npt.NDArray[np.uint8]:
     return image[first_row : last_row + 1, first_column : last_column + 1]
 
 
-def _rim(surface: "pyvista.PolyData", plane: bool) -> "pyvista.PolyData":
+def surface_of(grid: "pyvista.UnstructuredGrid") -> "pyvista.PolyData":
+    """Return what is seen of a grid; cells of degree two and more are cut into straight pieces, four to an edge."""
+    return grid.extract_surface(algorithm="dataset_surface", nonlinear_subdivision=2)
+
+
+def rim_of(surface: "pyvista.PolyData", plane: bool) -> "pyvista.PolyData":
     """Return the boundary of a plane surface or the sharp edges of a solid's."""
     # Discontinuous fields repeat their points: only the merged surface knows which edges have one side.
     merged = surface.clean(tolerance=1e-9 * surface.length)

@@ -132,26 +132,44 @@ def plot_fields(
     Collective: yes.
     """
     labelled = list(functions.items()) if isinstance(functions, Mapping) else list(functions)
-    if not labelled:
-        raise InputError("there is no field to plot")
     limits = limits or {}
-    by_label = colour_map if isinstance(colour_map, Mapping) else {}
-    unknown = {*diverging, *limits, *by_label}.difference(label for label, _ in labelled)
-    if unknown:
-        raise InputError(f"no field is labelled {', '.join(repr(label) for label in sorted(unknown))}")
+    colours = choose_colours([label for label, _ in labelled], colour_map, diverging, limits)
     comm = labelled[0][1].function_space.mesh.comm
     grids = [gather_grid(function) for _, function in labelled]
 
     def draw() -> pathlib.Path:
         panels = []
         for (label, function), grid in zip(labelled, grids, strict=True):
-            sequential = colour_map if isinstance(colour_map, str) else by_label.get(label, "viridis")
-            colours = _panels.DIVERGING if label in diverging else sequential
             dimension = function.function_space.mesh.geometry.dim
-            panels.append(_panels.make_panel(label, grid, dimension, colours, limits.get(label)))
+            panels.append(_panels.make_panel(label, grid, dimension, colours[label], limits.get(label)))
         return _panels.save_figure(_panels.draw_panels(panels, title, show_edges, length_unit), path)
 
     return on_root(comm, draw)
+
+
+def choose_colours(
+    labels: Sequence[str],
+    colour_map: str | Mapping[str, str],
+    diverging: Collection[str],
+    limits: Mapping[str, tuple[float, float]],
+) -> dict[str, str]:
+    """Return the colour map of each label, after a check that no other labels are named.
+
+    Raises
+    ------
+    InputError
+        If there is no label, or one that no field has is named.
+
+    Collective: no.
+    """
+    if not labels:
+        raise InputError("there is no field to plot")
+    by_label = colour_map if isinstance(colour_map, Mapping) else {}
+    unknown = {*diverging, *limits, *by_label}.difference(labels)
+    if unknown:
+        raise InputError(f"no field is labelled {', '.join(repr(label) for label in sorted(unknown))}")
+    sequential = {label: colour_map if isinstance(colour_map, str) else "viridis" for label in labels}
+    return sequential | dict(by_label) | dict.fromkeys(diverging, _panels.DIVERGING)
 
 
 def plot_convergence(

@@ -7,10 +7,11 @@ import pathlib
 import re
 
 import pytest
+from dolfinx.fem.petsc import LinearProblem
 
 import pdeopt
 from pdeopt.bench import harness, record
-from pdeopt.control import ControlProblem, solvers, structure, tao
+from pdeopt.control import ControlProblem, UnsteadyControlProblem, solvers, structure, tao
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -185,8 +186,9 @@ def unknown_names(source):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("pdeopt"):
             unknown += [alias.name for alias in node.names if not importable(node.module, alias.name)]
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = {"pdeopt": pdeopt, "problem": ControlProblem}.get(node.value.id)
-            if owner is not None and not hasattr(owner, node.attr):
+            owners = {"pdeopt": (pdeopt,), "problem": (ControlProblem, UnsteadyControlProblem, LinearProblem)}
+            known_to = owners.get(node.value.id)
+            if known_to is not None and not any(hasattr(owner, node.attr) for owner in known_to):
                 unknown.append(node.attr)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "ControlProblem":
             known = ControlProblem.__init__.__annotations__

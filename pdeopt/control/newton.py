@@ -25,6 +25,7 @@ from pdeopt.control.interior import InteriorPoint
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.preconditioners import LinearContext
 from pdeopt.fem import forms
+from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import ConvergenceError, SolveReport
 
 Array = npt.NDArray[np.float64]
@@ -70,10 +71,18 @@ class NewtonSolver:
         One pair of bounds per control.
     method
         A name of `pdeopt.control.solvers.METHODS`, or None to choose by structure.
+    state_setup
+        Solver of the state equation in "reduced_hessian", see `pdeopt.control.solvers.state_solver`.
     """
 
-    def __init__(self, system: KKTSystem, bounds: Sequence[Bounds], method: str | None = None) -> None:
-        self.system, self._bounds = system, bounds
+    def __init__(
+        self,
+        system: KKTSystem,
+        bounds: Sequence[Bounds],
+        method: str | None = None,
+        state_setup: SolverSetup | None = None,
+    ) -> None:
+        self.system, self._bounds, self._state_setup = system, bounds, state_setup
         finite = any(bool(np.isfinite(b.lower).any() or np.isfinite(b.upper).any()) for b in bounds)
         self._bounded = bool(system.comm.allreduce(finite, op=MPI.LOR))
         self._method, self._why = method, "asked for"
@@ -307,7 +316,7 @@ class NewtonSolver:
         free = [np.zeros(control.size, dtype=bool) for control in system.controls]
 
         def make_solver(blocks: Blocks) -> solvers.KKTSolver:
-            solver = solvers.KKTSolver(method, self._context(blocks, free))
+            solver = solvers.KKTSolver(method, self._context(blocks, free), self._state_setup)
             self._seconds["setup"] += solver.seconds_setup
             return solver
 
@@ -352,7 +361,7 @@ class NewtonSolver:
         assert self._method is not None
         context = self._context(fresh, point.active)
         with forms.log_event(f"pdeopt {self._method} set-up"):
-            self._solver = solvers.KKTSolver(self._method, context)
+            self._solver = solvers.KKTSolver(self._method, context, self._state_setup)
         self._solver_name = self._solver.name
         self._solver_active = [mask.copy() for mask in point.active]
         self._seconds["setup"] += self._solver.seconds_setup

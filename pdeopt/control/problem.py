@@ -19,6 +19,7 @@ from pdeopt.control.matrix_free import MatrixFreeKKT
 from pdeopt.control.newton import NewtonSolver
 from pdeopt.control.reduced import ReducedFunctional
 from pdeopt.fem import forms
+from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import OptionError, SolveReport
 
 Bound = float | npt.NDArray[np.float64] | dolfinx.fem.Function | None
@@ -53,6 +54,9 @@ class ControlProblem:
         Bilinear form that measures a control, one per control; the L2 product where the control acts if None.
     entity_maps
         DOLFINx entity maps, if forms mix meshes.
+    state_solver
+        A setup of `pdeopt.fem.saddle` for the state equation and its adjoint, in the methods that solve them one by
+        one ("reduced_hessian" and those of TAO); a factorisation, or multigrid for large meshes, if None.
 
     Attributes
     ----------
@@ -82,6 +86,7 @@ class ControlProblem:
         constraints: Sequence[ufl.Form] = (),
         control_inner_product: ufl.Form | Sequence[ufl.Form | None] | None = None,
         entity_maps: Sequence[dolfinx.mesh.EntityMap] | None = None,
+        state_solver: SolverSetup | None = None,
     ) -> None:
         controls: list[dolfinx.fem.Function | dolfinx.fem.Constant] = (
             list(control) if isinstance(control, list | tuple) else [control]  # type: ignore[list-item]
@@ -91,7 +96,7 @@ class ControlProblem:
         checks.check_dirichlet(bcs, state)
         products = checks.per_control(control_inner_product, len(controls))
         mesh = state.function_space.mesh
-        self.state, self.adjoint = state, adjoint
+        self.state, self.adjoint, self._state_solver = state, adjoint, state_solver
         self.given_controls = tuple(controls)
         self.comm: MPI.Comm = mesh.comm
         self.controls: tuple[Control, ...] = tuple(
@@ -170,7 +175,7 @@ class ControlProblem:
                 )
             finally:
                 functional.destroy()
-        solver = NewtonSolver(self.system, self.bounds, method)
+        solver = NewtonSolver(self.system, self.bounds, method, self._state_solver)
         return solver.solve(rtol=rtol, max_iterations=max_iterations or 50, monitor=monitor)
 
     def reduced_functional(self, *, gauss_newton: bool = False) -> ReducedFunctional:
@@ -183,7 +188,7 @@ class ControlProblem:
         gauss_newton
             Leave the second derivatives of state equation and constraints out of its Hessian.
         """
-        return ReducedFunctional(self.system, self.bounds, gauss_newton)
+        return ReducedFunctional(self.system, self.bounds, gauss_newton, self._state_solver)
 
     def kkt_matrix(self, form: Literal["nest", "monolithic", "matrix_free"] = "nest") -> PETSc.Mat:
         """Return the KKT matrix at the present state, control and adjoint, for solvers of your own. Collective: yes.

@@ -13,6 +13,7 @@ from pdeopt.control.hessian import ReducedHessian
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.newton import Bounds
 from pdeopt.fem import forms
+from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import SNES_ADVICE, ConvergenceError
 
 # Relative step below which Newton's method has found the state; the residual cannot serve, since on fine meshes
@@ -72,6 +73,8 @@ class ReducedFunctional:
         One pair of bounds per control.
     gauss_newton
         Leave the second derivatives of state equation and constraints out of the Hessian.
+    state_setup
+        Solver of the state equation and its adjoint, see `pdeopt.control.solvers.state_solver`.
 
     Attributes
     ----------
@@ -79,7 +82,13 @@ class ReducedFunctional:
         What was spent so far.
     """
 
-    def __init__(self, system: KKTSystem, bounds: Sequence[Bounds], gauss_newton: bool = False) -> None:
+    def __init__(
+        self,
+        system: KKTSystem,
+        bounds: Sequence[Bounds],
+        gauss_newton: bool = False,
+        state_setup: SolverSetup | None = None,
+    ) -> None:
         self._system, self._bounds, self._gauss_newton = system, bounds, gauss_newton
         self.comm = system.comm
         self.state_solves = self.adjoint_solves = self.hessian_actions = 0
@@ -93,13 +102,13 @@ class ReducedFunctional:
         self._hessian: ReducedHessian | None = None
         self._linear = system.linear_state
         system.impose_dirichlet()
-        self._create_state_solver()
+        self._create_state_solver(state_setup)
 
-    def _create_state_solver(self) -> None:
+    def _create_state_solver(self, setup: SolverSetup | None) -> None:
         system = self._system
         self._operator = system.assemble_state_operator()
         symmetric = solvers.is_symmetric(self._operator)
-        ksp = solvers.state_solver(system, self._operator, symmetric)
+        ksp = solvers.state_solver(system, self._operator, symmetric, setup)
         self._right, self._solution = self._operator.createVecs()
         self._snes = PETSc.SNES().create(self.comm)
         self._snes.setOptionsPrefix("state_")

@@ -14,7 +14,9 @@ from pdeopt.control.hessian import ReducedHessian
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.preconditioners import LinearContext, PearsonWathen, SquareBlock, SwappedSchur
 from pdeopt.control.stopping import RieszStopping
+from pdeopt.control.two_way import two_way_solver
 from pdeopt.fem import forms
+from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import KSP_ADVICE, ConvergenceError, OptionError
 
 METHODS = ("matched_schur", "pearson_wathen", "direct", "reduced_hessian")
@@ -30,6 +32,8 @@ class KKTSolver:
         One of `METHODS`.
     context
         The system to solve.
+    state_setup
+        Solver of the state equation in "reduced_hessian", see `state_solver`.
 
     Raises
     ------
@@ -37,7 +41,7 @@ class KKTSolver:
         If the method is unknown, or the options ask for a Krylov method that the preconditioner does not fit.
     """
 
-    def __init__(self, method: str, context: LinearContext) -> None:
+    def __init__(self, method: str, context: LinearContext, state_setup: SolverSetup | None = None) -> None:
         started = time.perf_counter()
         self.method = method
         self._system = system = context.system
@@ -71,7 +75,7 @@ class KKTSolver:
                 self._stopping = RieszStopping(system.norm)
                 self.name = f"{krylov.upper()} + {type(self._preconditioner).__name__}"
             elif method == "reduced_hessian":
-                self._preconditioner = ReducedHessianPC(context)
+                self._preconditioner = ReducedHessianPC(context, state_setup)
                 defaults = {"ksp_type": "preonly", "pc_type": "python"}
                 self.name = "reduced-Hessian CG in the control metric"
             else:
@@ -182,13 +186,15 @@ class ReducedHessianPC:
     ----------
     context
         The system to solve.
+    state_setup
+        Solver of the state equation, see `state_solver`.
     """
 
-    def __init__(self, context: LinearContext) -> None:
+    def __init__(self, context: LinearContext, state_setup: SolverSetup | None = None) -> None:
         system, blocks = context.system, context.blocks
         self._system, self._blocks = system, blocks
         self.rtol, self.iterations = 1e-8, 0
-        self._state_ksp = state_solver(system, blocks.state_operator, context.symmetric)
+        self._state_ksp = state_solver(system, blocks.state_operator, context.symmetric, state_setup)
         self._hessian = ReducedHessian(system, blocks, self._state_ksp)
         self._inner = _regularisation(blocks, system)
         self._ksp = PETSc.KSP().create(system.comm)
@@ -270,18 +276,24 @@ def _regularisation(blocks: Blocks, system: KKTSystem) -> PETSc.Mat:
     return matrix
 
 
-def state_solver(system: KKTSystem, operator: PETSc.Mat, symmetric: bool, prefix: str = "state_") -> PETSc.KSP:
-    """Return a KSP for the linearised state equation and its transpose. Collective: yes.
+def state_solver(
+    system: KKTSystem, operator: PETSc.Mat, symmetric: bool, setup: SolverSetup | None = None
+) -> PETSc.KSP:
+    """Return a KSP for the linearised state equation and its transpose, prefix ``state_``. Collective: yes.
 
-    A factorisation up to the limit of the dimension, CG or GMRES with algebraic multigrid above it, to a tolerance
-    that makes it exact for the solvers around it.
+    That of the setup, if there is one; otherwise a factorisation up to the limit of the dimension, CG or GMRES with
+    algebraic multigrid above it. The tolerance makes it exact for the solvers around it.
     """
     dimension = system.lagrangian.state.function_space.mesh.topology.dim
-    return linear_state_solver(operator, symmetric, dimension, prefix)
+    return linear_state_solver(operator, symmetric, dimension, setup)
 
 
-def linear_state_solver(operator: PETSc.Mat, symmetric: bool, dimension: int, prefix: str = "state_") -> PETSc.KSP:
+def linear_state_solver(
+    operator: PETSc.Mat, symmetric: bool, dimension: int, setup: SolverSetup | None = None, prefix: str = "state_"
+) -> PETSc.KSP:
     """Return such a KSP for an operator on a mesh of a topological dimension. Collective: yes."""
+    if setup is not None:
+        return two_way_solver(operator, setup, prefix)
     ksp = PETSc.KSP().create(operator.comm)
     ksp.setOptionsPrefix(prefix)
     ksp.setOperators(operator)

@@ -1,30 +1,22 @@
 """The main job: optimal heating of a finned heat sink, on any refinement of its mesh."""
 
-import dataclasses
 import os
 
 from mpi4py import MPI
 
 import dolfinx
-import numpy as np
-import numpy.typing as npt
 import ufl
-from dolfinx.graph import adjacencylist
-from dolfinx.io.utils import distribute_entity_data
 
 from pdeopt.control import ControlProblem
-from pdeopt.fem.mesh import MeshData, read_mesh
-from pdeopt.problems.linear import Mesh, check_range
+from pdeopt.fem.adapt import refine_mesh
+from pdeopt.fem.mesh import read_mesh
+from pdeopt.problems.linear import check_range
 from pdeopt.report import InputError
 
 _METRES_TO_10_MM = 100.0
 _CONDUCTIVITY = {"aluminium": 1.0, "copper": 1.9}  # scaled by that of aluminium
 _BIOT = 0.02  # heat transfer coefficient times 10 mm over the conductivity of aluminium
 _TARGET = 1.0  # temperature rise above the air, in its own unit
-
-
-_UNTAGGED = np.iinfo(np.int32).min
-Integers = npt.NDArray[np.int32]
 
 
 class HeatSinkControl:
@@ -86,7 +78,7 @@ class HeatSinkControl:
         data = read_mesh(mesh_file, comm)
         data.mesh.geometry.x[:] *= _METRES_TO_10_MM
         for _ in range(refinements):
-            data = _refine(data)
+            data = refine_mesh(data)
         self.mesh_data = data
         metadata = {"quadrature_degree": 2 * degree}  # exact: cells are straight, data piecewise constant
         dx = ufl.Measure("dx", data.mesh, subdomain_data=data.cell_tags, metadata=metadata)
@@ -105,57 +97,3 @@ class HeatSinkControl:
             control=self.control,
             bounds=bounds,
         )
-
-
-def _refine(data: MeshData) -> MeshData:
-    """Refine a tagged mesh of triangles uniformly; parts of a cell or facet inherit its tag. Collective: yes."""
-    coarse, dimension = data.mesh, data.mesh.topology.dim
-    coarse.topology.create_entities(1)
-    fine, parent_cells, parent_facets = dolfinx.mesh.refine(
-        coarse, option=dolfinx.mesh.RefinementOption.parent_cell_and_facet
-    )
-    # DOLFINx lists the parents of a rank's cells in the order in which refinement made these cells.
-    owned = fine.topology.index_map(dimension)
-    made_as = np.asarray(fine.topology.original_cell_index[: owned.size_local]) - owned.local_range[0]
-    parent_cells = parent_cells[made_as]
-    cell_tags = facet_tags = None
-    if data.cell_tags is not None:
-        everything = np.arange(owned.size_local, dtype=np.int32)
-        cell_tags = _distribute_tags(fine, dimension, everything, _values_of_entities(data.cell_tags)[parent_cells])
-    if data.facet_tags is not None:
-        # Row: owned cell; column: its facet; entry: the facet of the parent cell that this one is a part of, or -1.
-        places = parent_facets.reshape(owned.size_local, -1)[made_as]
-        cells, columns = np.nonzero(places >= 0)
-        parents = _facets_of_cells(coarse)[parent_cells[cells], places[cells, columns]]
-        facets, first = np.unique(_facets_of_cells(fine)[cells, columns], return_index=True)
-        facet_tags = _distribute_tags(fine, dimension - 1, facets, _values_of_entities(data.facet_tags)[parents[first]])
-    return dataclasses.replace(data, mesh=fine, cell_tags=cell_tags, facet_tags=facet_tags)
-
-
-def _values_of_entities(tags: dolfinx.mesh.MeshTags) -> Integers:
-    """Return the tag of every entity that this rank sees, `_UNTAGGED` where there is none. Collective: no."""
-    entities = tags.topology.index_map(tags.dim)
-    values = np.full(entities.size_local + entities.num_ghosts, _UNTAGGED, dtype=np.int32)
-    values[tags.indices] = tags.values
-    return values
-
-
-def _facets_of_cells(mesh: Mesh) -> Integers:
-    """Return the facets of every cell that this rank sees, shape (cells, facets of a cell). Collective: yes."""
-    dimension = mesh.topology.dim
-    mesh.topology.create_connectivity(dimension, dimension - 1)
-    facets = mesh.topology.connectivity(dimension, dimension - 1)
-    return facets.array.reshape(facets.num_nodes, -1)
-
-
-def _distribute_tags(mesh: Mesh, dimension: int, entities: Integers, values: Integers) -> dolfinx.mesh.MeshTags:
-    """Make tags from those of owned entities: the owners send them to the ranks that have these entities as ghosts.
-
-    `dolfinx.mesh.transfer_meshtag` refuses meshes with ghosts. Collective: yes.
-    """
-    mesh.topology.create_connectivity(dimension, mesh.topology.dim)
-    mine = (entities < mesh.topology.index_map(dimension).size_local) & (values != _UNTAGGED)
-    nodes = dolfinx.mesh.entities_to_geometry(mesh, dimension, entities[mine])
-    vertices = np.asarray(mesh.geometry.input_global_indices)[nodes]
-    local_vertices, local_values = distribute_entity_data(mesh, dimension, vertices, values[mine])
-    return dolfinx.mesh.meshtags_from_entities(mesh, dimension, adjacencylist(local_vertices), local_values)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from dolfinx import fem, mesh
 
-from pdeopt.fem import output
-from pdeopt.fem.output import write_fields
-from pdeopt.report import InputError, MissingPackageError
+from pdeopt.fem import _output_series, output
+from pdeopt.fem._output_writers import XDMFFile
+from pdeopt.fem.output import FieldSeries, write_fields
+from pdeopt.report import ConvergenceError, InputError, MissingPackageError
 
 needs_adios2 = pytest.mark.skipif(not dolfinx.has_adios2, reason="DOLFINx was built without ADIOS2")
 
@@ -180,15 +181,117 @@ def test_a_failed_write_leaves_the_old_result(tmp_path, monkeypatch):
     (path,) = write_fields(tmp_path / "u.xdmf", u)
     before = path.read_bytes()
 
-    def disk_is_full(staged, fields, time):
-        staged.write_text("half a file")
-        raise OSError("no space left")
+    class FullDisk(XDMFFile):
+        def write(self, time):
+            super().write(time)
+            raise OSError("no space left")
 
-    monkeypatch.setattr(output, "_write_xdmf", disk_is_full)
+    monkeypatch.setitem(_output_series.FORMATS, ".xdmf", FullDisk)
     with pytest.raises(OSError, match="no space left"):
         write_fields(path, u)
     assert path.read_bytes() == before
     assert {item.name for item in tmp_path.iterdir()} == {"u.xdmf", "u.h5"}
+
+
+def waves(domain):
+    """Return fields of several kinds, and times: the fields take their values as one goes from time to time."""
+    flow = fem.Function(
+        fem.functionspace(domain, basix.ufl.mixed_element([basix.ufl.element("P", "triangle", 1)] * 2)), name="flow"
+    )
+    fields = {
+        "u": field(domain, ("P", 1), lambda x: 0 * x[0]),
+        "flow": flow,
+        "part": flow.sub(1),
+        "flux": field(domain, ("RT", 1), lambda x: 0 * x[:2]),
+        "control": field(domain, ("DG", 0), lambda x: 0 * x[0]),
+    }
+
+    def set_to(time):
+        fields["u"].interpolate(lambda x: time + x[0])
+        flow.sub(1).interpolate(lambda x: 10 * time + x[1])
+        fields["flux"].interpolate(lambda x: np.vstack([time + 0 * x[0], 1 + 0 * x[0]]))
+        fields["control"].interpolate(lambda x: time + 0 * x[0])
+        return time
+
+    return fields, map(set_to, (0.0, 0.5, 2.0))
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_series_holds_the_values_of_every_time_or_is_set_apart(shared_tmp_path):
+    _a_series_holds_the_values_of_every_time(shared_tmp_path / "whole")
+    _a_series_that_ends_in_an_error_is_set_apart(shared_tmp_path / "broken")
+
+
+def _a_series_holds_the_values_of_every_time(folder):
+    h5py = pytest.importorskip("h5py")
+    domain = mesh.create_unit_square(MPI.COMM_WORLD, 3, 3)
+    names = ["u", "flow_0", "flow_1", "part", "flux", "control"]
+    for suffix in (".bp", ".xdmf", ".vtkhdf") if dolfinx.has_adios2 else (".xdmf", ".vtkhdf"):
+        fields, times = waves(domain)
+        with FieldSeries(folder / f"waves{suffix}", fields) as series:
+            for time in times:
+                series.write(time)
+                assert not (folder / f"waves{suffix}").exists()  # only what is complete has its name
+            with pytest.raises(InputError, match=r"the time 2 is not later than 2"):
+                series.write(2.0)
+        with pytest.raises(InputError, match="is closed"):
+            series.write(3.0)
+        assert all(path.exists() for path in series.paths)
+    if MPI.COMM_WORLD.rank > 0:
+        return
+    assert not list(folder.glob(".*"))
+    if dolfinx.has_adios2:
+        data, listed = vtx_arrays(folder / "waves.bp")
+        assert set(names) <= listed["PointData"] | listed["CellData"]
+        assert all(np.full(8, time).tobytes() in data for time in (0.5, 2.0))  # cells of the control
+    tree = ElementTree.parse(folder / "waves.xdmf")
+    for name in names:
+        found = [
+            (float(grid.find("Time").get("Value")), grid.find("Attribute/DataItem").text)
+            for grid in tree.iter("Grid")
+            if grid.find("Attribute") is not None and grid.find("Attribute").get("Name") == name
+        ]
+        assert [time for time, _ in found] == [0.0, 0.5, 2.0]
+        for time, place in found:
+            with h5py.File(folder / "waves.h5") as file:
+                values = file[place.partition(":")[2]][:]
+            expected = {"u": time + 0.5, "flow_0": 0.0, "flow_1": 10 * time + 0.5, "part": 10 * time + 0.5}
+            assert values[:, 0].mean() == pytest.approx(expected.get(name, time), abs=1e-13)
+    for name in names:
+        with h5py.File(folder / f"waves-{name}.vtkhdf") as file:
+            root = file["VTKHDF"]
+            np.testing.assert_array_equal(root["Steps/Values"][:], [0.0, 0.5, 2.0])
+            (values,) = (root[kind][name][:] for kind in ("PointData", "CellData") if name in root.get(kind, {}))
+            values = values.reshape(3, -1, values.shape[1])
+            if name == "u":
+                points = root["Points"][:]
+                np.testing.assert_allclose(values[2, :, 0], 2 + points[:, 0], rtol=1e-14)
+            elif name == "part":
+                np.testing.assert_allclose(values[1, :, 0], 5 + points[:, 1], rtol=1e-14)
+            elif name == "flux":
+                np.testing.assert_allclose(values[2], [[2.0, 1.0, 0.0]] * 18, atol=1e-13)
+
+
+def _a_series_that_ends_in_an_error_is_set_apart(folder):
+    domain = mesh.create_unit_square(MPI.COMM_WORLD, 3, 3)
+    u = field(domain, ("P", 1), lambda x: x[0])
+    with FieldSeries(folder / "u.xdmf", u) as series:
+        series.write(0.0)
+    before = (folder / "u.xdmf").read_text()
+    for _ in range(2):  # what the first leaves does not stop the second
+        with pytest.raises(ConvergenceError), FieldSeries(folder / "u.xdmf", u) as series:
+            series.write(0.0)
+            series.write(1.0)
+            raise ConvergenceError("the solver stopped")
+    with FieldSeries(folder / "u.xdmf", u) as series:  # a run that had nothing to do
+        pass
+    assert series.paths == []
+    MPI.COMM_WORLD.barrier()
+    assert (folder / "u.xdmf").read_text() == before
+    assert {path.name for path in folder.iterdir()} == {"u.xdmf", "u.h5", "u-incomplete"}
+    times = [time.get("Value") for time in ElementTree.parse(folder / "u-incomplete" / "u.xdmf").iter("Time")]
+    assert times == ["0", "1"]
+    assert (folder / "u-incomplete" / "u.h5").exists()
 
 
 def test_without_adios2_xdmf_is_written_and_bp_refused(tmp_path, monkeypatch):
