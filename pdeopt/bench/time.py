@@ -1,6 +1,5 @@
 """`pdeopt bench time`: unsteady control, flows past a cylinder, saddle points, checkpoints of runs."""
 
-import itertools
 import math
 
 from mpi4py import MPI
@@ -71,17 +70,17 @@ def _all_at_once(study: Study, quick: bool) -> None:
     """Line 1: iterations over steps, meshes and weights; memory of a large problem."""
     steps = (8, 32) if quick else (16, 64, 256)
     meshes = (8, 16) if quick else (32, 64, 128)
-    betas = (1e-2,) if quick else (1e-2, 1e-4, 1e-6)
+    families = [(1e-2, name) for name in SCHEMES] + [(beta, "Crank-Nicolson") for beta in (1e-4, 1e-6) if not quick]
     growth = {"steps": 0.0, "meshes": 0.0}
     worst = 0
-    for beta, (name, scheme) in itertools.product(betas, SCHEMES.items()):
+    for beta, name in families:
         for what, plan in (
             ("steps", [(meshes[0], count) for count in steps]),
             ("meshes", [(cells, steps[0]) for cells in meshes]),
         ):
             counts = []
             for cells, count in plan:
-                case = problems.HeatControl(cases.square(study.comm, cells), count, beta=beta, scheme=scheme)
+                case = problems.HeatControl(cases.square(study.comm, cells), count, beta=beta, scheme=SCHEMES[name])
                 report = case.problem.solve(method="all_at_once")
                 case.problem.destroy()
                 counts.append(report.linear_iterations)
@@ -101,7 +100,7 @@ def _all_at_once(study: Study, quick: bool) -> None:
             growth[what] = max(growth[what], max(counts) / counts[0] - 1.0)
             worst = max(worst, *counts)
     span = f"{steps[0]} to {steps[-1]} steps"
-    study.target("1e", f"growth of the iterations from {span}, 3 schemes, {len(betas)} weights", growth["steps"], 0.25)
+    study.target("1e", f"growth of the iterations from {span}, schemes and weights", growth["steps"], 0.25)
     study.target("1f", f"growth from n = {meshes[0]} to {meshes[-1]}", growth["meshes"], 0.25)
     study.target("1g", "iterations at most", worst, 25)
     cells, count = (16, 16) if quick else (128, 102)
