@@ -1,0 +1,61 @@
+"""The quick runs of `pdeopt bench time` and `certificates`: every part measures, and says what it missed."""
+
+import math
+
+from mpi4py import MPI
+
+import pytest
+
+from pdeopt.bench import (
+    BENCHES,
+    adaptivity,
+    certificates,
+    checkpoints,
+    cylinder,
+    estimators,
+    guests,
+    saddle_points,
+    time,
+)
+from pdeopt.bench.harness import BenchSettings
+from pdeopt.bench.study import Study
+
+# What coarse meshes and a busy machine may miss: times, and what the quick sizes are too small for.
+PARTS = {
+    "orders": (time._orders, {"1d"}),
+    "all at once": (time._all_at_once, set()),
+    "sweeps": (time._sweeps, set()),
+    "derivatives": (time._derivatives, set()),
+    "cylinder": (cylinder.measure, set()),
+    "saddle points": (saddle_points.measure, set()),
+    "checkpoints": (checkpoints.measure, set()),
+    "estimators": (estimators.measure, {"4f", "4o"}),
+    "adaptivity": (adaptivity.measure, {"4k", "4m"}),
+    "guests": (guests.measure, {"5a", "5a steps"}),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_part_measures_and_keeps_its_claims(name):
+    measure, may_miss = PARTS[name]
+    study = Study("bench", BenchSettings(quick=True, repeat=1), MPI.COMM_WORLD)
+    measure(study, True)
+    assert study.rows
+    assert not any("failed" in row for row in study.rows)
+    assert all(target.value is not None and math.isfinite(target.value) for target in study.targets)
+    missed = {target.id.removeprefix("bench.") for target in study.targets if not target.holds}
+    assert missed <= may_miss
+
+
+def test_benches_are_made_of_these_parts():
+    assert {"time", "certificates"} <= BENCHES.keys()
+    assert certificates.run.__module__ == BENCHES["certificates"]
+    assert time.run.__module__ == BENCHES["time"]
+
+
+def test_a_case_that_fails_leaves_a_row_and_no_target_holds():
+    study = Study("bench", BenchSettings(quick=True, repeat=1), MPI.COMM_WORLD)
+    row = study.case("pdeopt.bench.time_cases:large", 1, cells=-1, steps=2)
+    assert "failed" in row
+    study.target("x", "what failed", row.get("unknowns"), 1.0)
+    assert not study.targets[0].holds
