@@ -1,5 +1,6 @@
 """What the unsteady control problems with a known optimum share: their errors in space and time."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import dolfinx
@@ -14,9 +15,10 @@ from pdeopt.problems.linear import Mesh
 
 def clip(value: Expr, bounds: tuple[float, float] | None) -> Expr:
     """Return the projection of an expression to box bounds, or the expression if there are none. Collective: no."""
-    if bounds is None:
-        return value
-    return ufl.max_value(bounds[0], ufl.min_value(bounds[1], value))
+    lower, upper = bounds or (-math.inf, math.inf)
+    if math.isfinite(upper):  # C knows no literal of infinity
+        value = ufl.min_value(upper, value)
+    return ufl.max_value(lower, value) if math.isfinite(lower) else value
 
 
 class ManufacturedUnsteadyControl:

@@ -148,9 +148,11 @@ def test_derivatives_do_not_depend_on_the_rank_count_or_on_checkpoints(shared_tm
     again, action = other.create_vector(), other.create_vector()
     other.derivative(control, again)
     sweep = other.sweep
-    assert np.array_equal(again.array_r, gradient.array_r)
     other.hessian_action(control, control, action)
-    assert np.array_equal(action.array_r, product.array_r)
+    # From three ranks on, sums arrive in another order each time, with checkpoints or without.
+    allowed = 0.0 if comm.size < 3 else 1e-15
+    assert np.abs(again.array_r - gradient.array_r).max(initial=0.0) <= allowed
+    assert np.abs(action.array_r - product.array_r).max(initial=0.0) <= allowed
     assert (sweep.peak_in_memory, sweep.peak_on_disk) == (1, 1)
     assert sweep.forward_steps > 6
     problem.destroy()

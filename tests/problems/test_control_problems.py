@@ -174,7 +174,7 @@ def test_one_optimum_on_every_rank_count():
         problems.PartialObservationControl(unit_mesh(5))
     shifted = unit_mesh(4)
     shifted.geometry.x[:, 0] += 1.0
-    with pytest.raises(MeshError, match="posed on the unit cube"):
+    with pytest.raises(MeshError, match="posed on the cube"):
         problems.PoissonControl(shifted)
 
 
