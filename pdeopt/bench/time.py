@@ -143,8 +143,10 @@ def _sweeps(study: Study, quick: bool) -> None:
             },
         )
         case.problem.destroy()
-    study.target("1j", "gradient equal in every bit with and without checkpoints (1: yes)", equal, 1.0, at_least=True)
-    study.target("1k", "checkpoints within what the schedule promises (1: yes)", within, 1.0, at_least=True)
+    study.target(
+        "1j", "gradient equal in every bit with and without checkpoints (1: yes)", float(equal), 1.0, at_least=True
+    )
+    study.target("1k", "checkpoints within what the schedule promises (1: yes)", float(within), 1.0, at_least=True)
 
 
 def _derivatives(study: Study, quick: bool) -> None:
