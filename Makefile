@@ -18,7 +18,7 @@ demo:
 	"$$(dirname "$$python")/mpiexec" -n 2 "$$python" demos/heat_sink_control.py
 
 test: lint
-	@python=$$(sh tools/bootstrap.sh test) && "$$python" -m pytest -n 2
+	@python=$$(sh tools/bootstrap.sh test) && "$$python" -m pytest
 
 lint:
 	@python=$$(sh tools/bootstrap.sh test) && bin=$$(dirname "$$python") && \
