@@ -22,7 +22,7 @@ from pdeopt.bench.study import Study
 
 # What coarse meshes and a busy machine may miss: times, and what the quick sizes are too small for.
 PARTS = {
-    "orders": (time._orders, {"1c"}),
+    "orders": (time._orders, set()),
     "all at once": (time._all_at_once, set()),
     "sweeps": (time._sweeps, set()),
     "derivatives": (time._derivatives, set()),
