@@ -26,7 +26,7 @@ def set_generic_control(problem):
         control.set_coordinates(0.7 + 0.2 * stream.uniform(-1.0, 1.0, control.size))
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 3])
 def test_taylor_remainders_of_every_structure():
     """Order 2 with the gradient; with the Hessian order 3, or nothing but rounding where the objective is quadratic."""
     for kind in KINDS if MPI.COMM_WORLD.size < 3 else KINDS[2:5]:  # three ranks on two cores are slow
