@@ -56,7 +56,7 @@ def build(kind, cells=12, alpha=1e-4):
 KINDS = ("boundary", "partial observation", "nonlinear", "constraint", "real-valued", "several")
 
 
-# Three ranks: test_one_optimum_on_every_rank_count has every structure.
+# On three ranks other tests have these structures: of the model problems, of reduced functionals, of tapes.
 @pytest.mark.parallel([1, 2])
 def test_every_structure_by_every_method():
     for kind in KINDS:
