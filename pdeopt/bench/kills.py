@@ -56,7 +56,7 @@ def kill_at_random(folder: pathlib.Path, steps: int, cells: int, ranks: int, ran
     arguments = json.dumps({"folder": str(folder), "steps": steps, "cells": cells})
     command = [*launch_command(ranks), "-m", "pdeopt.bench.case", case, arguments, os.devnull]
     (folder / STARTED).unlink(missing_ok=True)
-    instant = random.uniform(_last_state(folder), steps - 1)
+    instant = random.uniform(min(_last_state(folder), steps - 1), steps - 1)
     job = subprocess.Popen(
         command, env=clean_environment(os.environ), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,

@@ -251,8 +251,8 @@ def test_each_changed_byte_and_each_cut_is_found(tmp_path, monkeypatch):
 
 def test_killed_runs_end_with_the_same_bits(tmp_path):
     random = random_stream("test kills", 4)
-    kills = [kill_at_random(tmp_path, steps=12, cells=8, ranks=2, random=random) for _ in range(3)]
-    arguments = {"folder": str(tmp_path), "steps": 12, "cells": 8, "compare": True}
+    kills = [kill_at_random(tmp_path, steps=60, cells=8, ranks=2, random=random) for _ in range(3)]
+    arguments = {"folder": str(tmp_path), "steps": 60, "cells": 8, "compare": True}
     row = run_case("pdeopt.bench.checkpoint_cases:burgers", arguments, ranks=2, timeout=120.0)
     assert row["first step"] == kills[-1].states >= kills[0].states
     assert row["digest"] == row["digest without checkpoints"]
