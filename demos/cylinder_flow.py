@@ -91,7 +91,8 @@ curls = {"vorticity, cylinder at rest (1/s)": resting_vorticity, "vorticity, con
 limits = dict.fromkeys(curls, (-25.0, 25.0))
 plot_fields(curls, folder / "vorticity.png", diverging=curls, limits=limits, length_unit="m")
 label = "vorticity at Reynolds number 100 (1/s)"
-plot_fields({label: flow.vorticity()}, folder / "street.png", diverging=[label], limits={label: (-80.0, 80.0)})
+limits = {label: (-80.0, 80.0)}
+plot_fields({label: flow.vorticity()}, folder / "street.png", diverging=[label], limits=limits, length_unit="m")
 angles, surface_velocity = case.surface_velocity()
 
 
@@ -104,7 +105,7 @@ def draw_curves() -> None:
     over_time.set(xlabel="time (s)", ylabel="coefficient", title="Reynolds number 100", ylim=(-1.5, 4.5))
     over_time.legend(frameon=False, ncols=2)
     around.plot(np.degrees(angles), surface_velocity)
-    around.set(xlabel="degrees from the rear, anticlockwise", ylabel="g", title="velocity of the surface (units of U)")
+    around.set(xlabel="degrees from the rear, anticlockwise", ylabel="velocity / U", title="control of the surface")
     figure.savefig(folder / "forces.png")
 
 

@@ -16,7 +16,7 @@ whatever the mesh and the weights. The same two solves with A + s M serve three 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -152,9 +152,13 @@ class ShiftedSolver:
         Whether A is symmetric; otherwise the transpose gets a hierarchy of its own.
     accurate
         Whether the result must be an accurate inverse and not just a good direction.
+    extra
+        Further defaults for the solver's options.
     """
 
-    def __init__(self, matrix: PETSc.Mat, symmetric: bool, accurate: bool) -> None:
+    def __init__(
+        self, matrix: PETSc.Mat, symmetric: bool, accurate: bool, extra: Mapping[str, object] | None = None
+    ) -> None:
         self._matrices = [matrix] if symmetric else [matrix, matrix.transpose(PETSc.Mat())]
         self._ksps = []
         for operator in self._matrices:
@@ -164,6 +168,7 @@ class ShiftedSolver:
             ksp.setOptionsPrefix("kkt_shifted_")
             ksp.setOperators(operator)
             defaults: dict[str, object] = {**_SHIFTED_OPERATOR, **(_ACCURATE if accurate else _FLEXIBLE)}
+            defaults |= extra or {}
             if not symmetric:
                 defaults |= {"ksp_type": "richardson"}
                 defaults |= {"mg_levels_ksp_type": "richardson", "mg_levels_pc_type": "sor"}
@@ -171,6 +176,11 @@ class ShiftedSolver:
                 ksp.setFromOptions()
                 ksp.setUp()
             self._ksps.append(ksp)
+
+    @property
+    def pc(self) -> PETSc.PC:
+        """The preconditioner for A + s M."""
+        return self._ksps[0].getPC()
 
     def solve(self, covector: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply the approximate inverse of A + s M. Collective: yes."""
