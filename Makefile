@@ -17,8 +17,12 @@ demo:
 	@python=$$(sh tools/bootstrap.sh demo) && \
 	"$$(dirname "$$python")/mpiexec" -n 2 "$$python" demos/heat_sink_control.py
 
+# One launch for all tests of a number of ranks: plain `pytest` works too, with one launch for each of them.
 test: lint
-	@python=$$(sh tools/bootstrap.sh test) && "$$python" -m pytest
+	@python=$$(sh tools/bootstrap.sh test) && mpiexec="$$(dirname "$$python")/mpiexec" && \
+	"$$python" -m pytest -m "parallel[1]" && \
+	"$$mpiexec" -n 2 "$$python" -m pytest -m "parallel[2]" && \
+	"$$mpiexec" -n 3 "$$python" -m pytest -m "parallel[3]"
 
 lint:
 	@python=$$(sh tools/bootstrap.sh test) && bin=$$(dirname "$$python") && \
@@ -28,9 +32,11 @@ lint:
 	"$$bin/lint-imports"
 
 coverage:
-	@python=$$(sh tools/bootstrap.sh test) && \
+	@python=$$(sh tools/bootstrap.sh test) && mpiexec="$$(dirname "$$python")/mpiexec" && \
 	"$$python" -m coverage erase && \
-	"$$python" -m coverage run -m pytest && \
+	"$$python" -m coverage run -m pytest -m "parallel[1]" && \
+	"$$mpiexec" -n 2 "$$python" -m coverage run -m pytest -m "parallel[2]" && \
+	"$$mpiexec" -n 3 "$$python" -m coverage run -m pytest -m "parallel[3]" && \
 	"$$python" -m coverage combine --quiet && \
 	"$$python" -m coverage report
 

@@ -1,7 +1,8 @@
 """What every test gets: launchers that fit, no hangs, an untouched option database, one directory for all ranks.
 
 A test marked ``parallel([1, 2, 3])`` runs in this process for 1, and for 2 and 3 mpi-pytest starts pytest again
-under ``mpiexec``, with this file but without the command line's flags.
+under ``mpiexec``, with this file but without the command line's flags. Under ``mpiexec -n 2 pytest -m "parallel[2]"``
+all tests for two ranks run in one launch.
 """
 
 import faulthandler
@@ -42,9 +43,12 @@ PDEOPT_PREFIXES = ("kkt_", "state_", "adjoint_", "reduced_", "pdeopt_")
 _stderr_key = pytest.StashKey[int]()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep a standard error that output capturing does not redirect."""
+    """Keep a standard error that output capturing does not redirect, and let one rank report."""
     config.stash[_stderr_key] = os.dup(2)
+    if MPI.COMM_WORLD.rank > 0:  # failures are shown by the rank that fails, see `_end_all_ranks`
+        config.pluginmanager.unregister(name="terminalreporter")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

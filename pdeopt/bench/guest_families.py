@@ -17,7 +17,9 @@ from dolfinx.fem import petsc as fem_petsc
 from pdeopt import problems
 from pdeopt.control import ControlProblem
 from pdeopt.fem import forms
+from pdeopt.fem._guess_norm import DualNorm
 from pdeopt.fem._guess_transfer import Loader
+from pdeopt.fem.estimate_velocity import VelocityNorm
 
 Array = np.ndarray
 _ATOL = 1e-9  # of nonlinear solves, so that all arms end equally accurate whatever they started from
@@ -47,6 +49,8 @@ class Family:
         Returns a copy of the owned unknowns of the fine problem, shape (owned,).
     size
         Number of unknowns of the fine problem.
+    dual_norm
+        The norm by which guesses are compared; the guest's own if None.
     destroy
         Frees what the problems hold.
     """
@@ -61,6 +65,7 @@ class Family:
     solve_nested: Callable[[], tuple[int, int]]
     unknowns: Callable[[], Array]
     size: int
+    dual_norm: DualNorm | None = None
     destroy: Callable[[], None] = lambda: None
 
 
@@ -158,13 +163,23 @@ def newton_family(
     build: Callable[[dolfinx.mesh.Mesh, str], tuple[fem_petsc.NonlinearProblem, fem.Constant]],
     meshes: tuple[dolfinx.mesh.Mesh, dolfinx.mesh.Mesh],
     values: tuple[float, ...],
+    flow: bool = False,
 ) -> Family:
-    """Return the family of a DOLFINx problem on a coarse and a fine mesh. Collective: yes."""
+    """Return the family of a DOLFINx problem on a coarse and a fine mesh. Collective: yes.
+
+    With ``flow`` the parameter is a Reynolds number, and guesses are compared by the velocity error that their residual
+    stands for: in the norm of the whole space the corners of a driven cavity dominate, through the residual of the
+    continuity equation.
+    """
     (coarse, coarse_parameter), (fine, parameter) = (
         build(mesh, f"guests_{kind}_") for mesh, kind in zip(meshes, ("coarse", "fine"), strict=True)
     )
     space = unknown(fine).function_space
     loaders: list[Loader] = []
+    norm = None
+    if flow:
+        conditions = fine.solver.getFunction()[1][2]["bcs"]
+        norm = VelocityNorm(space, lambda: 1.0 / float(parameter.value), conditions)
 
     def set_value(value: float) -> None:
         set_parameter(parameter, value)
@@ -195,6 +210,8 @@ def newton_family(
         solve_nested=solve_nested,
         unknowns=lambda: forms.owned_values(unknown(fine)).copy(),
         size=space.dofmap.index_map.size_global * space.dofmap.index_map_bs,
+        dual_norm=norm,
+        destroy=lambda: None if norm is None else norm.destroy(),
     )
 
 

@@ -68,6 +68,7 @@ def measure(study: Study, quick: bool) -> None:
             families.lid_driven_cavity,
             (square(cells_flow // 2, cells_flow // 2), square(cells_flow, cells_flow)),
             (100.0, 400.0) if quick else (100.0, 200.0, 300.0, 400.0),
+            flow=True,
         ),
         lambda: families.control_family(comm, cells_control),
     ]
@@ -100,7 +101,11 @@ def _run(comm: MPI.Comm, family: Family, arm: str, exact: list[np.ndarray], seed
         EXACT: {"exact": lambda: exact[position[0]]},
     }
     family.set_start()
-    guest = None if arm == BY_HAND else attach_guess(family.target, proposals[arm], coarse=family.coarse)
+    guest = (
+        None
+        if arm == BY_HAND
+        else attach_guess(family.target, proposals[arm], coarse=family.coarse, dual_norm=family.dual_norm)
+    )
     for index, value in enumerate(family.values):
         position[0] = index
         family.set_value(value)

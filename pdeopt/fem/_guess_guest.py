@@ -47,7 +47,7 @@ class Sources:
 class Guest:
     """What judges guesses for one solver, and keeps what it needs from earlier solves.
 
-    A proposal that loses k times running is left out of the next 2^k - 1 solves, at most 15, so that a provider that
+    A proposal that loses k times running is left out of the next 4^k - 1 solves, at most 15, so that a provider that
     is no good costs next to nothing in the long run, and one that has become good gets another chance.
 
     Parameters
@@ -228,7 +228,7 @@ class Guest:
                 self._losses[offer.name] = 0
             elif offer.note != judge.NOTHING:
                 self._losses[offer.name] += 1
-                self._rest[offer.name] = min(2 ** self._losses[offer.name] - 1, _LONGEST_REST)
+                self._rest[offer.name] = min(4 ** self._losses[offer.name] - 1, _LONGEST_REST)
 
     def _offer_extrapolations(self, judge: Judge) -> None:
         point = self.parameter()

@@ -34,6 +34,7 @@ from pdeopt.fem.estimate_flow import SolenoidalNorm, linearised_norm, oseen_norm
 from pdeopt.fem.estimate_norm import DualNorm, Estimate
 from pdeopt.fem.estimate_space import rigid_body_modes
 from pdeopt.fem.estimate_time import TrajectoryEstimate, TrajectoryEstimator, noise_ratio
+from pdeopt.fem.estimate_velocity import VelocityNorm
 from pdeopt.report import InputError
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "SolenoidalNorm",
     "TrajectoryEstimate",
     "TrajectoryEstimator",
+    "VelocityNorm",
     "elasticity_norm",
     "linearised_norm",
     "noise_ratio",

@@ -176,14 +176,14 @@ def test_a_proposal_that_always_loses_is_asked_less_and_less():
         return answer if good[0] else noise(problem)
 
     guest = attach_guess(problem, provider)
-    for _ in range(20):
+    for _ in range(24):
         solve_from_zero(problem)
-    assert asked == [0, 2, 6, 14]
+    assert asked == [0, 4, 20]
     assert "rest" in guest.report.candidate("proposal").note
     good[0] = True
-    for _ in range(14):
+    for _ in range(16):
         solve_from_zero(problem)
-    assert asked[4:] == [30, 31, 32, 33]  # and again every time once it wins
+    assert asked[3:] == [36, 37, 38, 39]  # and again every time once it wins
 
 
 def test_two_half_good_guesses_combine():
