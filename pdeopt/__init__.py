@@ -15,15 +15,26 @@ __version__ = "0.1.0"
 prepare_process()
 
 _PUBLIC_NAMES = {
+    "BanditSOR": "pdeopt.relaxation.petsc",
     "ControlProblem": "pdeopt.control",
+    "MulticolourSOR": "pdeopt.relaxation.petsc",
     "SolveReport": "pdeopt.report",
     "UnsteadyControlProblem": "pdeopt.control",
     "attach_guess": "pdeopt.control.guess",
     "read_mesh": "pdeopt.fem",
 }
-_SUBPACKAGES = ("animate", "bench", "control", "fem", "parallel", "plot", "problems", "report")
+_SUBPACKAGES = ("animate", "bench", "control", "fem", "parallel", "plot", "problems", "relaxation", "report")
 
-__all__ = ["ControlProblem", "SolveReport", "UnsteadyControlProblem", "__version__", "attach_guess", "read_mesh"]
+__all__ = [
+    "BanditSOR",
+    "ControlProblem",
+    "MulticolourSOR",
+    "SolveReport",
+    "UnsteadyControlProblem",
+    "__version__",
+    "attach_guess",
+    "read_mesh",
+]
 
 
 def __getattr__(name: str) -> Any:

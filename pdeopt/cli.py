@@ -1,4 +1,4 @@
-"""The command line: ``pdeopt info``, ``pdeopt demo NAME``, ``pdeopt bench NAME``."""
+"""The command line: ``pdeopt info``, ``pdeopt demo NAME``, ``pdeopt bench NAME``, ``pdeopt run -- SCRIPT``."""
 
 import contextlib
 import difflib
@@ -22,6 +22,7 @@ import pdeopt
 from pdeopt.bench import BENCHES, harness, machine, record, table
 from pdeopt.bench.case import clean_environment, launch_command
 from pdeopt.parallel import launcher_beside_interpreter, on_root
+from pdeopt.relaxation import launch
 from pdeopt.report import InputError, PdeoptError
 
 
@@ -161,6 +162,35 @@ def demo(
     command = [sys.executable] if ranks == 1 else launch_command(ranks)
     command += [str(script), *arguments]
     return subprocess.run(command, env=clean_environment(os.environ), check=False).returncode
+
+
+@app.command
+def run(
+    *command: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)],
+    ranks: Annotated[int | None, cyclopts.Parameter(name=["-n", "--ranks"])] = None,
+    options: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "",
+) -> int:
+    """Run a script that stays as it is, with PETSc options laid over its own: pdeopt run --options "..." -- COMMAND.
+
+    What stands after ``--`` is run as it is; the exit status is that of the script. A solver type that this PETSc
+    lacks is replaced by the nearest one.
+
+    Parameters
+    ----------
+    ranks
+        Number of MPI ranks, started by the mpiexec that belongs to the script's Python. Without it the command may
+        call a launcher itself.
+    options
+        PETSc options in one word. An option with a solver's prefix is for that solver; one without is for each.
+    """
+    _, size = _rank_and_size()
+    if size > 1:
+        raise UsageError(f"this command starts MPI itself: pdeopt run -n {size} -- ...")
+    try:
+        parsed = launch.parse_options(options)
+        return launch.run_script(command, parsed, ranks, environment=clean_environment(os.environ))
+    except InputError as error:
+        raise UsageError(str(error)) from error
 
 
 @app.command

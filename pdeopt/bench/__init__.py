@@ -9,4 +9,5 @@ BENCHES = {
     "control": "pdeopt.bench.control",
     "time": "pdeopt.bench.time",
     "certificates": "pdeopt.bench.certificates",
+    "relax": "pdeopt.bench.relax",
 }

@@ -17,6 +17,7 @@ _PUBLIC_NAMES = {
     "LShapePoisson": "pdeopt.problems.l_shape",
     "LinearModelProblem": "pdeopt.problems.linear",
     "SemilinearControl": "pdeopt.problems.semilinear_control",
+    "UnsteadyDiffusion": "pdeopt.problems.unsteady_diffusion",
     "UnsteadyCylinderFlow": "pdeopt.problems.cylinder_unsteady",
     "WakeControl": "pdeopt.problems.cylinder_control",
     "anisotropic_diffusion": "pdeopt.problems.diffusion",

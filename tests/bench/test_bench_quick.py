@@ -1,4 +1,4 @@
-"""The quick runs of `pdeopt bench time` and `certificates`: every part measures, and says what it missed."""
+"""The quick runs of `pdeopt bench time`, `certificates` and `relax`: every part measures, and says what it missed."""
 
 import math
 
@@ -14,6 +14,9 @@ from pdeopt.bench import (
     cylinder,
     estimators,
     guests,
+    relax,
+    relax_curves,
+    relax_heat,
     saddle_points,
     time,
 )
@@ -32,6 +35,8 @@ PARTS = {
     "estimators": (estimators.measure, {"4f", "4o"}),
     "adaptivity": (adaptivity.measure, {"4k", "4m"}),
     "guests": (guests.measure, {"5a", "5a steps"}),
+    "regret curves": (relax_curves.measure, {"1c"}),
+    "relaxed heat": (relax_heat.measure, {"1d", "1e"}),
 }
 
 
@@ -48,9 +53,10 @@ def test_part_measures_and_keeps_its_claims(name):
 
 
 def test_benches_are_made_of_these_parts():
-    assert {"time", "certificates"} <= BENCHES.keys()
+    assert {"time", "certificates", "relax"} <= BENCHES.keys()
     assert certificates.run.__module__ == BENCHES["certificates"]
     assert time.run.__module__ == BENCHES["time"]
+    assert relax.run.__module__ == BENCHES["relax"]
 
 
 def test_a_case_that_fails_leaves_a_row_and_no_target_holds():

@@ -1,0 +1,1 @@
+"""Solvers that choose themselves: bandits, relaxation, and options for scripts that stay as they are."""

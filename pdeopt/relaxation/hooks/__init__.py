@@ -1,0 +1,1 @@
+"""The folder that `pdeopt run` puts first on PYTHONPATH; its only module is `sitecustomize`."""
