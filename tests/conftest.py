@@ -109,7 +109,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> bool | None:
 
 @pytest.fixture(autouse=True)
 def clean_process() -> Iterator[None]:
-    """Restore PETSc's option database, complain about options that pdeopt left, and collect garbage on all ranks."""
+    """Restore PETSc's option database, complain about options that pdeopt left, and collect garbage if there are ranks."""
     from petsc4py import PETSc
 
     options = PETSc.Options()
@@ -121,10 +121,11 @@ def clean_process() -> Iterator[None]:
     for name, value in before.items():
         if after.get(name) != value:
             options.setValue(name, value)
-    # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective.
-    gc.collect()
-    PETSc.garbage_cleanup(PETSc.COMM_WORLD)
-    MPI.COMM_WORLD.barrier()
+    if MPI.COMM_WORLD.size > 1:
+        # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective.
+        gc.collect()
+        PETSc.garbage_cleanup(PETSc.COMM_WORLD)
+        MPI.COMM_WORLD.barrier()
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     left = [name for name in changed if name.startswith(PDEOPT_PREFIXES)]
     if left:
