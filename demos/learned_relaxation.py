@@ -40,13 +40,13 @@ folder = pathlib.Path(__file__).resolve().parent.parent / "out_learned_relaxatio
 #
 # One period of the diffusivity in 1000 steps of Crank-Nicolson.
 
-problem = UnsteadyDiffusion(comm, 40)
+heat = UnsteadyDiffusion(comm, 40)
 steps = 1000
 
 
 def log_kappa():
     """Return the context: the logarithm of the diffusivity, bounded from below."""
-    return math.log10(max(problem.kappa, 1e-3))
+    return math.log10(max(heat.kappa, 1e-3))
 
 
 # ## The arms
@@ -69,7 +69,7 @@ for name, settings in arms.items():
     solvers[name].setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
     solvers[name].setTolerances(rtol=1e-8)
     solvers[name].setInitialGuessNonzero(True)
-    solvers[name].setOperators(problem.matrix)
+    solvers[name].setOperators(heat.matrix)
     bandits[name].attach(solvers[name])
 
 # ## March
@@ -78,16 +78,16 @@ for name, settings in arms.items():
 
 iterations = {name: [] for name in arms}
 kappa = []
-start = problem.solution.duplicate()
+start = heat.solution.duplicate()
 for _ in range(steps):
-    problem.assemble_step()
-    kappa.append(problem.kappa)
-    problem.solution.copy(start)
+    heat.assemble_step()
+    kappa.append(heat.kappa)
+    heat.solution.copy(start)
     for name, ksp in solvers.items():
-        start.copy(problem.solution)
-        ksp.solve(problem.right_hand_side, problem.solution)
+        start.copy(heat.solution)
+        ksp.solve(heat.right_hand_side, heat.solution)
         iterations[name].append(ksp.getIterationNumber())
-    problem.advance()
+    heat.advance()
 
 totals = {name: sum(counts) for name, counts in iterations.items()}
 best = min(fixed, key=totals.get)
@@ -97,8 +97,8 @@ print_root(comm, bandits["ChebCB, diffusivity"].report)
 
 # ## Pictures, and a file for ParaView
 
-temperature = dolfinx.fem.Function(problem.space, name="temperature")
-temperature.x.petsc_vec.array[:] = problem.solution.array_r
+temperature = dolfinx.fem.Function(heat.space, name="temperature")
+temperature.x.petsc_vec.array[:] = heat.solution.array_r
 temperature.x.scatter_forward()
 output.write_fields(folder / "fields", {"temperature": temperature})
 plot_fields({"temperature": temperature}, folder / "heat.png")
