@@ -41,6 +41,7 @@ import pdeopt  # noqa: E402, F401  (caps the threads, checks the launcher)
 PDEOPT_PREFIXES = ("kkt_", "state_", "adjoint_", "reduced_", "pdeopt_")
 
 _stderr_key = pytest.StashKey[int]()
+_tests = 0  # that this process has run
 
 
 @pytest.hookimpl(trylast=True)
@@ -109,7 +110,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> bool | None:
 
 @pytest.fixture(autouse=True)
 def clean_process() -> Iterator[None]:
-    """Restore PETSc's option database, complain about options that pdeopt left, and collect garbage if there are ranks."""
+    """Restore PETSc's option database, complain about options that pdeopt left, and collect garbage now and then."""
     from petsc4py import PETSc
 
     options = PETSc.Options()
@@ -121,8 +122,11 @@ def clean_process() -> Iterator[None]:
     for name, value in before.items():
         if after.get(name) != value:
             options.setValue(name, value)
-    if MPI.COMM_WORLD.size > 1:
-        # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective.
+    global _tests
+    _tests += 1
+    if MPI.COMM_WORLD.size > 1 or _tests % 20 == 0:
+        # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective. On
+        # one rank time counts, and MPI's 2,000 communicators.
         gc.collect()
         PETSc.garbage_cleanup(PETSc.COMM_WORLD)
         MPI.COMM_WORLD.barrier()

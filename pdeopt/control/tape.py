@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import operator
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,12 @@ from petsc4py import PETSc
 import dolfinx
 import numpy as np
 import ufl
-from ufl.corealg.dag_traverser import DAGTraverser
 
 from pdeopt import parallel
 from pdeopt.control import checks
 from pdeopt.control.controls import FieldControl, default_inner_product
 from pdeopt.fem import forms
+from pdeopt.fem._traversers import forget_traversers
 from pdeopt.report import MissingPackageError, ProblemError
 
 if TYPE_CHECKING:
@@ -213,18 +212,8 @@ class TapedFunctional:
 
 
 def _collect_garbage() -> None:
-    """Free what past sweeps left, MPI communicators among it. Collective: no, but call it on all ranks alike.
-
-    `functools.singledispatchmethod` of Python 3.13.0 keeps every instance that it was called on alive, in a cache
-    that it does not need: UFL's traversers, and with them each function that a sweep differentiated by.
-    """
-    kinds: list[type] = [DAGTraverser]
-    for kind in kinds:
-        kinds.extend(kind.__subclasses__())
-        for member in vars(kind).values():
-            cache = getattr(member, "_method_cache", None)
-            if isinstance(cache, weakref.WeakKeyDictionary):
-                cache.clear()
+    """Free what past sweeps left, MPI communicators among it. Collective: no, but call it on all ranks alike."""
+    forget_traversers()  # dolfinx-adjoint may have brought new ones
     gc.collect()
 
 
