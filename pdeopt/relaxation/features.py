@@ -1,0 +1,246 @@
+"""What a matrix shows of itself: the features from which a solver is chosen."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from petsc4py import PETSc
+
+import numpy as np
+import numpy.typing as npt
+
+from pdeopt.parallel import on_root, random_stream
+
+# Formats whose entries can be looked at and factored. Others keep the solver that they came with.
+ASSEMBLED = ("seqaij", "mpiaij", "seqbaij", "mpibaij", "seqsbaij", "mpisbaij")
+
+# Relative differences of A x and A^T x below this are rounding: assembled forms reach 1e-15.
+SYMMETRY_TOLERANCE = 1e-12
+# A row whose diagonal entry is this much smaller than what the row adds up to has none.
+ZERO_DIAGONAL = 1e-10
+# p.Ap / p.Dp of constants p, D the diagonal of A; the mesh width to the power d - 1 for Dirichlet problems.
+NEARLY_SINGULAR = 1e-12
+# Rows that a ball in the matrix graph may hold at most: what measuring the dimension costs.
+BALL_ROWS = 400
+# Rows from which balls are worth their time; below, the number of entries has to do: a node of linear tetrahedra has
+# more neighbours than one of quadratic triangles.
+FEWEST_ROWS, ENTRIES_IN_SPACE = 4000, 11.8
+# Growth from which a graph counts as three-dimensional; boundaries flatten the balls of small grids.
+THREE_DIMENSIONAL = 2.43
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixFeatures:
+    """Features of a square matrix A; equal on all ranks.
+
+    Parameters
+    ----------
+    assembled
+        Whether A has entries to look at. If not, the following ones from ``block_size`` on mean nothing.
+    size
+        Number of unknowns.
+    ranks
+        Number of MPI ranks.
+    block_size
+        Unknowns per node.
+    entries_per_row
+        Mean number of stored entries.
+    dimension
+        1, 2 or 3: how balls in the graph of A grow. That is what fill depends on; a thin bar is one-dimensional.
+    symmetric
+        Whether A = A^T up to rounding.
+    diagonal
+        ``"positive"``, ``"negative"``, ``"mixed"`` signs, or ``"zero"`` entries in it, as in saddle-point problems.
+    kernel
+        ``"none"`` known; ``"attached"``: A has a null space that PETSc knows of; ``"constants"``: constants are in the
+        kernel of A, or nearly so, and PETSc knows nothing of it.
+    indefinite
+        Whether a vector p with p.Ap < 0 was seen although the diagonal is positive.
+    near_nullspace
+        Whether vectors for multigrid are attached.
+    """
+
+    assembled: bool
+    size: int
+    ranks: int
+    block_size: int = 1
+    entries_per_row: float = 0.0
+    dimension: int = 0
+    symmetric: bool = False
+    diagonal: Literal["positive", "negative", "mixed", "zero"] = "zero"
+    kernel: Literal["none", "attached", "constants"] = "none"
+    indefinite: bool = False
+    near_nullspace: bool = False
+
+    def __str__(self) -> str:
+        if not self.assembled:
+            return f"{self.size} unknowns on {self.ranks} ranks, not assembled"
+        parts = [
+            f"{self.size} unknowns on {self.ranks} ranks",
+            f"block size {self.block_size}",
+            f"{self.entries_per_row:.1f} entries per row",
+            f"{self.dimension}D",
+            "symmetric" if self.symmetric else "unsymmetric",
+            f"diagonal {self.diagonal}",
+        ]
+        if self.indefinite:
+            parts.append("indefinite")
+        if self.kernel != "none":
+            parts.append({"attached": "null space attached", "constants": "singular"}[self.kernel])
+        if self.near_nullspace:
+            parts.append("near-nullspace attached")
+        return ", ".join(parts)
+
+
+def is_assembled(matrix: PETSc.Mat) -> bool:
+    """Whether the entries of a matrix can be looked at. Collective: no."""
+    return matrix.getType() in ASSEMBLED
+
+
+def probe(matrix: PETSc.Mat) -> PETSc.Vec:
+    """Return a vector without small entries, the same for every matrix of the layout. Collective: yes."""
+    vector = matrix.createVecRight()
+    stream = random_stream("relaxation.probe", comm=matrix.getComm().tompi4py())
+    entries = stream.uniform(0.5, 1.5, vector.getLocalSize())
+    vector.array_w[:] = np.where(stream.random(entries.size) < 0.5, entries, -entries)
+    return vector
+
+
+class FeatureReader:
+    """Measures the features of a matrix; those of its pattern once, those of its values each time.
+
+    Reading the values costs two products with A or its transpose, beside the one that it is given.
+    """
+
+    def __init__(self) -> None:
+        self._pattern: tuple[tuple[int, int], float, int] | None = None
+
+    def forget_pattern(self) -> None:
+        """Measure the pattern anew the next time. Collective: no."""
+        self._pattern = None
+
+    def read(self, matrix: PETSc.Mat, vector: PETSc.Vec, image: PETSc.Vec) -> MatrixFeatures:
+        """Return the features.
+
+        Parameters
+        ----------
+        matrix
+            A.
+        vector, image
+            A probe (`probe`) and its product with A.
+
+        Collective: yes.
+        """
+        size, ranks = matrix.getSize()[0], matrix.getComm().getSize()
+        if not is_assembled(matrix):
+            return MatrixFeatures(False, size, ranks)
+        key = (matrix.getId(), size)
+        if self._pattern is None or self._pattern[0] != key:
+            entries = float(matrix.getInfo(PETSc.Mat.InfoType.GLOBAL_SUM)["nz_used"])
+            entries_per_row = entries / max(size, 1)
+            self._pattern = key, entries_per_row, _dimension(matrix, entries_per_row / matrix.getBlockSize())
+        return self._read_values(matrix, vector, image, size, ranks)
+
+    def _read_values(
+        self, matrix: PETSc.Mat, vector: PETSc.Vec, image: PETSc.Vec, size: int, ranks: int
+    ) -> MatrixFeatures:
+        assert self._pattern is not None
+        _, entries_per_row, dimension = self._pattern
+        comm = matrix.getComm().tompi4py()
+        constants, sums, diagonal = matrix.createVecRight(), matrix.createVecLeft(), matrix.createVecLeft()
+        transposed = matrix.createVecRight()
+        constants.set(1.0)
+        matrix.mult(constants, sums)
+        matrix.getDiagonal(diagonal)
+        matrix.multTranspose(vector, transposed)
+        d, row_sums, image_values = diagonal.array_r, sums.array_r, image.array_r
+        zero = np.abs(d) <= ZERO_DIAGONAL * np.abs(image_values)
+        # Rows that Dirichlet conditions made trivial are coupled to nothing: leave them out of p.
+        coupled = row_sums != d
+        # Entries of a definite matrix are bounded by the diagonal: scaled by it, regions of small values count too.
+        scale = np.where(zero, 1.0, 1.0 / np.sqrt(np.maximum(np.abs(d), np.finfo(float).tiny)))
+        difference = scale * (image_values - transposed.array_r)
+        local = np.array(
+            [
+                zero.sum(),
+                (d > 0.0).sum(),
+                (d < 0.0).sum(),
+                difference @ difference,
+                (scale * image_values) @ (scale * image_values),
+                row_sums[coupled].sum(),
+                np.abs(d[coupled]).sum(),
+            ]
+        )
+        for handle in (constants, sums, diagonal, transposed):
+            handle.destroy()
+        zeros, positive, negative, asymmetry, magnitude, curvature, trace = comm.allreduce(local)
+        symmetric = bool(math.sqrt(asymmetry) <= SYMMETRY_TOLERANCE * math.sqrt(magnitude))
+        sign: Literal["positive", "negative", "mixed", "zero"] = "mixed"
+        if zeros:
+            sign = "zero"
+        elif not negative:
+            sign = "positive"
+        elif not positive:
+            sign = "negative"
+        nullspace = matrix.getNullSpace()
+        kernel: Literal["none", "attached", "constants"] = "none"
+        if nullspace.handle:
+            kernel = "attached"
+        elif abs(curvature) <= NEARLY_SINGULAR * trace:
+            kernel = "constants"
+        return MatrixFeatures(
+            assembled=True,
+            size=size,
+            ranks=ranks,
+            block_size=matrix.getBlockSize(),
+            entries_per_row=entries_per_row,
+            dimension=dimension,
+            symmetric=symmetric,
+            diagonal=sign,
+            kernel=kernel,
+            indefinite=bool(sign == "positive" and kernel == "none" and curvature < 0.0),
+            near_nullspace=bool(matrix.getNearNullSpace().handle),
+        )
+
+
+def _dimension(matrix: PETSc.Mat, neighbours: float) -> int:
+    """Return how balls grow in the graph of rank 0's part: 1, 2 or 3. Collective: yes."""
+    block = matrix.getDiagonalBlock() if matrix.getComm().getSize() > 1 else matrix
+
+    def measure() -> int:
+        if not block.getType().endswith("seqaij") or block.getSize()[0] < FEWEST_ROWS:
+            return 3 if neighbours > ENTRIES_IN_SPACE else 2
+        pointers, columns = block.getRowIJ()
+        rows = len(pointers) - 1
+        growths = [_growth(pointers, columns, rows * part // 6) for part in (2, 3, 4)]
+        growth = float(np.median(growths))
+        return 3 if growth > THREE_DIMENSIONAL else 2 if growth > 1.5 else 1
+
+    return on_root(matrix.getComm().tompi4py(), measure)
+
+
+def _growth(pointers: npt.NDArray[np.int32], columns: npt.NDArray[np.int32], seed: int) -> float:
+    """Return d such that balls around a row grow like those of a d-dimensional grid."""
+    rows = len(pointers) - 1
+    seen, last = np.zeros(rows, dtype=bool), np.empty(rows, dtype=np.intp)
+    seen[seed] = True
+    front = np.array([seed])
+    sizes = [1]
+    while sizes[-1] < min(rows // 8, BALL_ROWS):
+        counts = pointers[front + 1] - pointers[front]
+        places = np.repeat(pointers[front] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        neighbours = columns[places + np.arange(places.size)]
+        neighbours = neighbours[~seen[neighbours]]
+        order = np.arange(neighbours.size)
+        last[neighbours] = order
+        front = neighbours[last[neighbours] == order]  # each once, without sorting
+        if front.size == 0:
+            break
+        seen[front] = True
+        sizes.append(sizes[-1] + front.size)
+    radius = len(sizes) - 1
+    if radius < 2:
+        return 3.0
+    half = radius // 2
+    # A ball of radius r in a d-dimensional grid has about (2 r + 1)^d points.
+    return math.log(sizes[2 * half] / sizes[half]) / math.log((4 * half + 1) / (2 * half + 1))
