@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 prepare_process()
 
 _PUBLIC_NAMES = {
+    "AutoKSP": "pdeopt.relaxation.automatic",
+    "AutoPC": "pdeopt.relaxation.automatic",
     "BanditSOR": "pdeopt.relaxation.petsc",
     "ControlProblem": "pdeopt.control",
     "MulticolourSOR": "pdeopt.relaxation.petsc",
@@ -26,6 +28,8 @@ _PUBLIC_NAMES = {
 _SUBPACKAGES = ("animate", "bench", "control", "fem", "parallel", "plot", "problems", "relaxation", "report")
 
 __all__ = [
+    "AutoKSP",
+    "AutoPC",
     "BanditSOR",
     "ControlProblem",
     "MulticolourSOR",

@@ -10,4 +10,5 @@ BENCHES = {
     "time": "pdeopt.bench.time",
     "certificates": "pdeopt.bench.certificates",
     "relax": "pdeopt.bench.relax",
+    "tune": "pdeopt.bench.tune",
 }

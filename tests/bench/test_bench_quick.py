@@ -1,4 +1,4 @@
-"""The quick runs of `pdeopt bench time`, `certificates` and `relax`: every part measures, and says what it missed."""
+"""The quick runs of the benches in parts: every part measures, and says what it missed."""
 
 import math
 
@@ -19,6 +19,8 @@ from pdeopt.bench import (
     relax_heat,
     saddle_points,
     time,
+    tune,
+    tune_families,
 )
 from pdeopt.bench.harness import BenchSettings
 from pdeopt.bench.study import Study
@@ -36,6 +38,7 @@ PARTS = {
     "adaptivity": (adaptivity.measure, {"4k", "4m"}),
     "guests": (guests.measure, {"5a", "5a steps"}),
     "regret curves": (relax_curves.measure, {"1c"}),
+    "families": (tune_families.measure, {"2a", "2b", "2c", "2d", "2e"}),
     "relaxed heat": (relax_heat.measure, {"1d", "1e"}),
 }
 
@@ -53,10 +56,11 @@ def test_part_measures_and_keeps_its_claims(name):
 
 
 def test_benches_are_made_of_these_parts():
-    assert {"time", "certificates", "relax"} <= BENCHES.keys()
+    assert {"time", "certificates", "relax", "tune"} <= BENCHES.keys()
     assert certificates.run.__module__ == BENCHES["certificates"]
     assert time.run.__module__ == BENCHES["time"]
     assert relax.run.__module__ == BENCHES["relax"]
+    assert tune.run.__module__ == BENCHES["tune"]
 
 
 def test_a_case_that_fails_leaves_a_row_and_no_target_holds():
