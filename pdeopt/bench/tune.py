@@ -2,7 +2,7 @@
 
 from mpi4py import MPI
 
-from pdeopt.bench import tune_families
+from pdeopt.bench import tune_families, tune_scripts
 from pdeopt.bench.harness import BenchResult, BenchSettings, say
 from pdeopt.bench.study import Study
 
@@ -10,6 +10,7 @@ from pdeopt.bench.study import Study
 def run(settings: BenchSettings, comm: MPI.Comm) -> BenchResult:
     """Measure line by line what the choice of a solver must show. Collective: yes."""
     study = Study("tune", settings, comm)
-    say(comm, "tune: families of matrices")
-    tune_families.measure(study, settings.quick)
+    for name, part in (("families of matrices", tune_families.measure), ("scripts", tune_scripts.measure)):
+        say(comm, f"tune: {name}")
+        part(study, settings.quick)
     return study.result()

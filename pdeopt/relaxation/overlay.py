@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -227,7 +228,20 @@ def _after_initialisation(overlay: Overlay, settings: Mapping[str, Any]) -> None
         atexit.register(_write_record, overlay, path)
     if settings["watcher"]:
         module, _, function = settings["watcher"].partition(":")
-        getattr(importlib.import_module(module), function)()
+        getattr(_watcher_module(module), function)()
+
+
+def _watcher_module(name: str) -> ModuleType:
+    """Return a module; a neighbour of this file by its path, since importing pdeopt would change the process."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name.rpartition(".")[2] + ".py")
+    if name in sys.modules or not name.startswith("pdeopt.relaxation.") or not os.path.exists(path):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _write_record(overlay: Overlay, path: str) -> None:

@@ -1,0 +1,370 @@
+"""What `pdeopt tune` does inside the script: a ledger of its linear solves, and when to try other solvers on one.
+
+The overlay (`pdeopt.relaxation.overlay`) loads this file by its path and calls `start`. Like the overlay it imports
+nothing of pdeopt, which would load MPI and set thread limits in the script, until there is a solve to look at; then
+in a way that leaves `sys.modules` as it was. What goes wrong in here costs one line on stderr, never the script.
+"""
+
+import atexit
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pdeopt.relaxation import overlay_watch
+
+SETTINGS = "PDEOPT_TUNE_SETTINGS"
+# Name of our record in petsc4py's dictionary of a KSP, which lives as long as the PETSc object does.
+_ATTRIBUTE = "pdeopt_tune"
+# Wall seconds that a solver has taken in all below which nothing is tried: clocks would decide.
+_FEWEST_SECONDS = 0.01
+# With budget 1, exploring may take as long as the script's own solves so far and, so that a script with one solve can
+# be tuned, this many seconds and first solves more.
+_FLOOR_SECONDS, _FLOOR_SOLVES = 1.0, 3.0
+# A factorisation is tried if it is predicted to take less than this multiple of what the solver has taken in all: the
+# prediction is rough, and as many solves may follow. More than that once the same values have come often.
+_ROUGH, _OFTEN, _ROUGHER = 2.0, 8, 5.0
+_UNTRIED = {"state": "skipped"}
+# Arms that stay in the race after the first round.
+_SURVIVORS = 3
+
+
+class Entry:
+    """What is known of one solver of the script, or of several with one prefix; plain data, for JSON.
+
+    Attributes
+    ----------
+    key, prefix, site
+        Its name: the prefix, or where the script first solves with it; and both of these.
+    inside
+        "" if the script calls it, else the kind of solver that does ("SNES", "TS", "TAO").
+    """
+
+    def __init__(self, key: str, prefix: str, site: str, inside: str) -> None:
+        self.key, self.prefix, self.site, self.inside = key, prefix, site, inside
+        self.own = ""
+        self.size = self.ranks = 0
+        self.features = ""
+        self.solves = self.iterations = self.failed = 0
+        self.values = 0  # how often the values of the matrix were new, the first time included
+        self.assemblies = 0  # how often PETSc counts them as new
+        self.seconds = 0.0
+        self.first = 0.0  # seconds of the first solve that was replayed
+        self.symmetric = True
+        self.kept = ""  # why the script's solver stays
+        self.samples: list[float] = []  # seconds of the script's solves that were replayed
+        self.arms: dict[str, dict[str, Any]] = {}
+
+
+class _Solver:
+    """One KSP of the script: its entry, the values of its matrix, the arms that are still in the race."""
+
+    def __init__(self, entry: Entry, watch: Any, reader: Any) -> None:
+        self.entry, self.watch, self.reader = entry, watch, reader
+        self.features: Any = None
+        self.arms: dict[str, Any] = {}
+        self.streak = 0  # solves with the present values
+        self.start: Any = None
+        self.b: Any = None
+
+
+class Tuner:
+    """Watches each solve, and has some of them solved again.
+
+    Parameters
+    ----------
+    overlay
+        The overlay that calls.
+    settings
+        ``"folder"``: where the ledger goes; ``"budget"``: seconds that trying may take, over those of the script's own
+        solves.
+    """
+
+    def __init__(self, overlay: Any, settings: dict[str, Any]) -> None:
+        self.PETSc = overlay.PETSc
+        self._overlay = overlay
+        self._budget = float(settings["budget"])
+        self._path = os.path.join(settings["folder"], f"{os.uname().nodename}-{os.getpid()}.json")
+        self._entries: dict[str, Entry] = {}
+        self._callers: list[tuple[str, int]] = []  # kind and handle of the solvers that run
+        self._seconds = {"looking": 0.0, "trying": 0.0}
+        self._unreached: set[str] = set()
+        self._replay: ModuleType | None = None
+        self._reuse: ModuleType | None = None
+        self._features: ModuleType | None = None
+
+    # --- called by the overlay ---
+
+    def before(self, call: "overlay_watch.Call") -> None:
+        """Note who calls whom, and what the solve would overwrite. Collective: as the solver is."""
+        inside = self._callers[-1][0] if self._callers else ""
+        self._callers.append((call.kind, call.solver.handle))
+        if call.kind != "KSP" or inside == "KSP":
+            return
+        if call.method != "solve":
+            self._unreached.add(f"{call.kind}.{call.method}")
+            return
+        began = time.perf_counter()
+        try:
+            self._prepare(call, inside)
+        except Exception as error:
+            self._give_up(call, error)
+        self._seconds["looking"] += time.perf_counter() - began
+
+    def after(self, call: "overlay_watch.Call") -> None:
+        """Note what the solve took, and try others on it. Collective: as the solver is."""
+        while self._callers and self._callers.pop() != (call.kind, call.solver.handle):
+            pass  # the end of a solve that failed inside a SNES, TS or TAO was not told
+        if call.kind != "KSP" or (self._callers and self._callers[-1][0] == "KSP"):
+            return
+        solver = call.solver.getAttr(_ATTRIBUTE)
+        if solver is None or call.method != "solve":
+            return
+        began, trying = time.perf_counter(), self._seconds["trying"]
+        try:
+            self._note(call, solver)
+        except Exception as error:
+            self._give_up(call, error)
+        solver.start = solver.b = None
+        elapsed = time.perf_counter() - began
+        self._seconds["looking"] += elapsed - (self._seconds["trying"] - trying)
+
+    def write(self) -> None:
+        """Leave the ledger for the process that launched the script. Collective: no."""
+        if self.PETSc.COMM_WORLD.getRank() != 0:
+            return
+        record = {
+            "entries": [vars(entry) for entry in self._entries.values()],
+            "seconds": self._seconds,
+            "unreached": sorted(self._unreached),
+        }
+        temporary = self._path + ".part"
+        try:
+            with open(temporary, "w") as file:
+                json.dump(record, file)
+            os.replace(temporary, self._path)
+        except OSError as error:
+            self._warn(f"the ledger cannot be written: {error}")
+
+    # --- one solve ---
+
+    def _prepare(self, call: "overlay_watch.Call", inside: str) -> None:
+        self._load()
+        ksp = call.solver
+        solver = ksp.getAttr(_ATTRIBUTE)
+        if solver is None:
+            prefix = ksp.getOptionsPrefix() or ""
+            key = prefix or call.site
+            entry = self._entries.setdefault(key, Entry(key, prefix, call.site, inside))
+            assert self._reuse is not None
+            assert self._features is not None
+            solver = _Solver(entry, self._reuse.ValueWatch(), self._features.FeatureReader())
+            ksp.setAttr(_ATTRIBUTE, solver)
+        b, x = call.arguments[:2]
+        if ksp.getInitialGuessNonzero():
+            solver.start = x.copy()
+        if b.handle == x.handle:
+            solver.b = b.copy()
+
+    def _note(self, call: "overlay_watch.Call", solver: _Solver) -> None:
+        entry, ksp = solver.entry, call.solver
+        entry.solves += 1
+        entry.seconds += call.seconds
+        if call.failed or ksp.getConvergedReason() < 0:
+            entry.failed += 1
+            return
+        matrix, _ = ksp.getOperators()
+        entry.iterations += ksp.getIterationNumber()
+        entry.size, entry.ranks = matrix.getSize()[0], matrix.getComm().getSize()
+        entry.own = self._describe(ksp)
+        change = solver.watch.compare(matrix)
+        fresh = change is not None and change.fresh
+        entry.assemblies += change is not None
+        entry.values += fresh
+        solver.streak = 1 if fresh else solver.streak + 1
+        if solver.features is None or (fresh and change.kind != "scaled"):
+            if change is not None and change.kind == "pattern":
+                solver.reader.forget_pattern()
+            solver.features = solver.reader.read(matrix, solver.watch.vector, solver.watch.image)
+            entry.features = str(solver.features)
+            entry.symmetric &= solver.features.symmetric
+        if entry.kept:
+            return
+        comm = matrix.getComm().tompi4py()
+        first = not entry.samples
+        long_enough = entry.seconds >= _FEWEST_SECONDS
+        new_values = fresh and entry.values & (entry.values - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
+        again = solver.streak in (_OFTEN, 4 * _OFTEN, 16 * _OFTEN)
+        if comm.bcast(long_enough and (first or new_values or again)):
+            self._round(call, solver, again and not (first or new_values))
+            self.write()
+
+    def _round(self, call: "overlay_watch.Call", solver: _Solver, only_factors: bool) -> None:
+        """Solve a system again by what is in the race. Collective: yes."""
+        replay, entry = self._replay, solver.entry
+        assert replay is not None
+        matrix, _ = call.solver.getOperators()
+        comm = matrix.getComm().tompi4py()
+        b, x = call.arguments[:2]
+        seconds = float(comm.bcast(call.seconds))
+        system = replay.System(call.solver, matrix, solver.b or b, x, solver.start, seconds, solver.features)
+        if system.norm == 0.0:
+            return
+        entry.kept = replay.reason_to_keep(system)
+        if entry.kept:
+            return
+        entry.first = entry.first or seconds
+        entry.samples.append(seconds)
+        best = seconds
+        for choice in self._racers(solver, only_factors):
+            spent = comm.bcast((self._seconds["trying"], self._allowance(), entry.seconds, solver.watch.product))
+            if spent[0] >= spent[1]:
+                break
+            limit = replay.PATIENCE * max(best, replay.SHORTEST)
+            if choice.kind == "factor":
+                limit = math.inf  # it cannot be cut short, and its second solve costs next to nothing
+                available = (_ROUGH if solver.streak < _OFTEN else _ROUGHER) * max(spent[2], replay.SHORTEST)
+                if not (system.direct or replay.worth_a_factorisation(solver.features, spent[3], available)):
+                    self._record(entry, choice).update(state="skipped", why=f"predicted to take over {available:.2g} s")
+                    continue
+            began = time.perf_counter()
+            trial = self._attempt(solver, choice, system, limit)
+            self._seconds["trying"] += time.perf_counter() - began
+            if trial.state == "equal":
+                best = min(best, trial.setup + trial.solve)
+        self._confirm(solver, system)
+        leading = self._leading(entry)[:_SURVIVORS]
+        for name, arm in solver.arms.items():
+            if name not in leading:
+                arm.release()
+
+    def _racers(self, solver: _Solver, only_factors: bool) -> list[Any]:
+        """Return what to try now: all arms first, later those that were as accurate, and those not tried yet."""
+        assert self._replay is not None
+        entry = solver.entry
+        leading = self._leading(entry)
+        choices = {choice.name: choice for choice in self._replay.arms(solver.features)}
+        for name in [name for name in entry.arms if name not in choices]:
+            entry.arms[name]["state"] = entry.arms[name]["state"].replace("equal", "not for a later matrix")
+        again = [] if only_factors else leading[:_SURVIVORS]
+        names = [name for name in again if name in choices]
+        names += [name for name in choices if entry.arms.get(name, _UNTRIED)["state"] == "skipped"]
+        return [choices[name] for name in names if not only_factors or choices[name].kind == "factor"]
+
+    def _confirm(self, solver: _Solver, system: Any) -> None:
+        """Time the best arm once more: the least of many noisy timings is too good. Collective: yes."""
+        leading = self._leading(solver.entry)
+        if not leading:
+            return
+        record = solver.entry.arms[leading[0]]
+        spent, allowed = system.comm.bcast((self._seconds["trying"], self._allowance()))
+        cost = record["setups"][0] + record["solves"][0]
+        for _ in range(2):
+            if spent + cost > allowed or leading[0] not in solver.arms:
+                return
+            began = time.perf_counter()
+            arm = solver.arms[leading[0]]
+            arm.release()  # with the whole set-up
+            self._attempt(solver, arm.choice, system, 10.0 * cost)
+            self._seconds["trying"] += time.perf_counter() - began
+            spent += cost
+
+    def _attempt(self, solver: _Solver, choice: Any, system: Any, limit: float) -> Any:
+        """Try an arm and enter the result. Collective: yes."""
+        assert self._replay is not None
+        entry = solver.entry
+        if choice.name not in solver.arms:
+            options = entry.arms.get(choice.name, {}).get("options") or self._replay.options_for(choice, system)
+            solver.arms[choice.name] = self._replay.Arm(choice, dict(options))
+        arm = solver.arms[choice.name]
+        was_set_up = arm.ksp is not None
+        trial = arm.attempt(system, limit, self._overlay.layer._read)
+        record = self._record(entry, choice)
+        record.update(options=arm.options, state=trial.state, why=trial.why, iterations=trial.iterations)
+        if trial.state == "equal":
+            record["updates" if was_set_up else "setups"].append(trial.setup)
+            record["solves"].append(trial.solve)
+        return trial
+
+    def _record(self, entry: Entry, choice: Any) -> dict[str, Any]:
+        """Return the record of an arm."""
+        assert self._replay is not None
+        symmetric = self._replay.needs_symmetry(choice.options)
+        fresh = {"setups": [], "updates": [], "solves": [], "symmetric": symmetric, "iterations": 0}
+        return entry.arms.setdefault(choice.name, fresh)
+
+    def _leading(self, entry: Entry) -> list[str]:
+        """Return the names of the arms that were as accurate in every round, the cheapest so far first."""
+
+        def total(record: dict[str, Any]) -> float:
+            mean = sum(record["solves"]) / len(record["solves"])
+            return float(min(record["setups"]) * entry.values + mean * entry.solves)
+
+        good = [name for name, record in entry.arms.items() if record["state"] == "equal" and record["setups"]]
+        return sorted(good, key=lambda name: total(entry.arms[name]))
+
+    # --- small things ---
+
+    def _allowance(self) -> float:
+        """Return the seconds that trying may have taken by now, on this rank."""
+        own = sum(entry.seconds for entry in self._entries.values())
+        floor = sum(_FLOOR_SECONDS + _FLOOR_SOLVES * entry.first for entry in self._entries.values() if entry.samples)
+        return self._budget * (own + floor)
+
+    def _describe(self, ksp: Any) -> str:
+        pc = ksp.getPC()
+        text = f"{ksp.getType()} + {pc.getType()}"
+        return f"{text} ({pc.getFactorSolverType()})" if pc.getType() in ("lu", "cholesky") else text
+
+    def _give_up(self, call: "overlay_watch.Call", error: Exception) -> None:
+        """Leave this solver alone from now on."""
+        solver = call.solver.getAttr(_ATTRIBUTE)
+        name = solver.entry.key if solver is not None else call.site
+        text = " ".join(str(error).split())
+        if solver is not None:
+            solver.entry.kept = f"looking at it failed: {type(error).__name__}: {text}"
+        self._warn(f"{name} is not tuned: {type(error).__name__}: {text}")
+
+    def _warn(self, text: str) -> None:
+        if self.PETSc.COMM_WORLD.getRank() == 0 and sys.stderr is not None:
+            sys.stderr.write(f"pdeopt tune: {text}\n")
+
+    def _load(self) -> None:
+        """Import what looks at matrices, once PETSc is ready."""
+        if self._replay is None:
+            folder = os.path.dirname(os.path.abspath(__file__))
+            self._replay, self._reuse, self._features = import_beside(folder, "tune_replay", "reuse", "features")
+
+
+def import_beside(folder: str, *names: str) -> list[ModuleType]:
+    """Return modules of this folder without running the package's start-up, which would change the process.
+
+    Collective: no.
+    """
+    package = "pdeopt" in sys.modules
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pdeopt"}
+    if not package:
+        for name, path in ("pdeopt", os.path.dirname(folder)), ("pdeopt.relaxation", folder):
+            stand_in = ModuleType(name)
+            stand_in.__path__ = [path]
+            sys.modules[name] = stand_in
+    try:
+        return [importlib.import_module(f"pdeopt.relaxation.{name}") for name in names]
+    finally:
+        if not package:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "pdeopt"]:
+                if name not in before:
+                    del sys.modules[name]
+
+
+def start() -> None:
+    """Begin to watch; called in each process of the script. Collective: no."""
+    overlay = sys.modules["pdeopt.relaxation.overlay"]
+    tuner = Tuner(overlay._overlay, json.loads(os.environ[SETTINGS]))
+    overlay.watch(tuner.before, tuner.after)
+    atexit.register(tuner.write)
