@@ -29,7 +29,7 @@ class UnsteadyDiffusion:
     with kappa and f at the time t_old + theta tau, continuous piecewise linear elements and f interpolated. By default
     it is the heat problem of Khodak, Chow, Balcan and Talwalkar (ICLR 2024, section 4.2) on finite elements: kappa as
     in `swinging_diffusivity`, f a bump that runs eight times a unit of time round a circle, u_0 a bump in the middle.
-    All quantities are dimensionless.
+    All quantities are dimensionless. To march::
 
         problem = UnsteadyDiffusion(comm, 100)
         ksp.setOperators(problem.matrix)
