@@ -11,7 +11,8 @@ import sys
 
 import PIL.Image
 
-from pdeopt.bench.case import clean_environment, launch_command
+from pdeopt._launchers import clean_environment
+from pdeopt.bench.case import launch_command
 
 DOCS = pathlib.Path(__file__).resolve().parent
 ROOT = DOCS.parent

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from types import TracebackType
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -12,8 +13,11 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 def prepare_process() -> None:
     """Cap threads, load MPI, check its launcher, and make an uncaught error end every rank.
 
-    Collective: no (MPI_Init apart).
+    Nothing is done in a process that is ``pdeopt run`` or ``pdeopt tune``: it only starts another one. Collective: no
+    (MPI_Init apart).
     """
+    if _only_starts_a_script(sys.orig_argv):
+        return
     # A library that is already in the process has read these variables, and has to be told by other means.
     tell_loaded_libraries = "numpy" in sys.modules and not any(name in os.environ for name in _THREAD_VARIABLES)
     for variable in _THREAD_VARIABLES:
@@ -28,6 +32,16 @@ def prepare_process() -> None:
         limit_threads()
     _end_all_ranks_on_uncaught_errors()
     check_launcher(os.environ, MPI.COMM_WORLD.size)
+
+
+def _only_starts_a_script(words: Sequence[str]) -> bool:
+    """Whether a process with this command line is ``pdeopt run`` or ``pdeopt tune``."""
+    ours = list(words[1:])
+    while ours and ours[0].startswith("-") and ours[0] != "-m":  # options of the interpreter, and their values
+        del ours[: 2 if ours[0] in ("-X", "-W") else 1]
+    if ours[:2] == ["-m", "pdeopt"]:
+        return ours[2:3] in (["run"], ["tune"])
+    return bool(ours) and os.path.basename(ours[0]) == "pdeopt" and ours[1:2] in (["run"], ["tune"])
 
 
 def _end_all_ranks_on_uncaught_errors() -> None:

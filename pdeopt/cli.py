@@ -19,11 +19,11 @@ import rich.markup
 import rich.table
 
 import pdeopt
+from pdeopt import _cli_scripts
+from pdeopt._launchers import clean_environment
 from pdeopt.bench import BENCHES, harness, machine, record, table
-from pdeopt.bench.case import clean_environment, launch_command
+from pdeopt.bench.case import launch_command
 from pdeopt.parallel import launcher_beside_interpreter, on_root
-from pdeopt.relaxation import launch
-from pdeopt.relaxation import tune as tune_module
 from pdeopt.report import InputError, PdeoptError
 
 
@@ -165,71 +165,17 @@ def demo(
     return subprocess.run(command, env=clean_environment(os.environ), check=False).returncode
 
 
-@app.command
-def run(
-    *command: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)],
-    ranks: Annotated[int | None, cyclopts.Parameter(name=["-n", "--ranks"])] = None,
-    options: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "",
-    tuned: pathlib.Path | None = None,
-) -> int:
-    """Run a script that stays as it is, with PETSc options laid over its own: pdeopt run --options "..." -- COMMAND.
-
-    What stands after ``--`` is run as it is; the exit status is that of the script. A solver type that this PETSc
-    lacks is replaced by the nearest one.
-
-    Parameters
-    ----------
-    ranks
-        Number of MPI ranks, started by the mpiexec that belongs to the script's Python. Without it the command may
-        call a launcher itself.
-    options
-        PETSc options in one word. An option with a solver's prefix is for that solver; one without is for each.
-    tuned
-        File of ``pdeopt tune --save``, whose solvers replace those of the script.
-    """
-    _, size = _rank_and_size()
-    if size > 1:
-        raise UsageError(f"this command starts MPI itself: pdeopt run -n {size} -- ...")
-    try:
-        parsed = launch.parse_options(options)
-        if tuned is not None:
-            return tune_module.run_tuned(command, tuned, parsed, ranks, clean_environment(os.environ))
-        return launch.run_script(command, parsed, ranks, environment=clean_environment(os.environ))
-    except InputError as error:
-        raise UsageError(str(error)) from error
+# For the list of commands: `pdeopt.__main__` hands these two on before this file is loaded.
+@app.command(help_flags=[])
+def run(*words: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)]) -> None:
+    """Run a script that stays as it is, with PETSc options laid over its own: pdeopt run --options "..." -- COMMAND."""
+    _cli_scripts.main(["run", *words])
 
 
-@app.command
-def tune(
-    *command: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)],
-    ranks: Annotated[int | None, cyclopts.Parameter(name=["-n", "--ranks"])] = None,
-    budget: float = 1.0,
-    save: pathlib.Path | None = None,
-    report: pathlib.Path | None = None,
-) -> int:
-    """Run a script as it is, and find faster solvers for its linear systems: pdeopt tune -- COMMAND.
-
-    The script gets the answers of its own solvers; the exit status is that of the script. The report goes to stderr.
-
-    Parameters
-    ----------
-    ranks
-        Number of MPI ranks, started by the mpiexec that belongs to the script's Python. Without it the command may
-        call a launcher itself.
-    budget
-        Seconds that trying may take, over those of the script's own solves.
-    save
-        File for ``pdeopt run --tuned``.
-    report
-        File for the report.
-    """
-    _, size = _rank_and_size()
-    if size > 1:
-        raise UsageError(f"this command starts MPI itself: pdeopt tune -n {size} -- ...")
-    try:
-        return tune_module.tune_script(command, ranks, budget, save, report, clean_environment(os.environ))
-    except InputError as error:
-        raise UsageError(str(error)) from error
+@app.command(help_flags=[])
+def tune(*words: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, show=False)]) -> None:
+    """Run a script as it is, and find faster solvers for its linear systems: pdeopt tune -- COMMAND."""
+    _cli_scripts.main(["tune", *words])
 
 
 @app.command

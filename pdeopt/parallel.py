@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pdeopt._launchers import LAUNCHER_SIZES, announced_sizes
 from pdeopt.report import LauncherError, RankError
 
 if TYPE_CHECKING:
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
 
 # An error as it travels between ranks: module and name of its type, and its message.
 _Verdict = tuple[str, str, str]
-
-# Number of ranks that each launcher announces to the processes it starts. SLURM_NTASKS is left out
-# on purpose: it is set in an allocation's shell, where nothing has been launched yet.
-_LAUNCHER_SIZES = {
-    "PMI_SIZE": "MPICH's mpiexec",
-    "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
-    "MV2_COMM_WORLD_SIZE": "MVAPICH's mpirun",
-    "SLURM_STEP_NUM_TASKS": "srun",
-}
 
 
 def launcher_beside_interpreter() -> pathlib.Path | None:
@@ -55,7 +47,7 @@ def check_launcher(environment: Mapping[str, str], size: int) -> None:
     LauncherError
         If a launcher announced a size different from ``size``.
     """
-    announced = {name: int(value) for name in _LAUNCHER_SIZES if (value := environment.get(name, "")).isdigit()}
+    announced = announced_sizes(environment)
     # One that agrees is enough: inside a shell that srun started, mpiexec's ranks carry both variables.
     if not announced or size in announced.values():
         return
@@ -63,7 +55,7 @@ def check_launcher(environment: Mapping[str, str], size: int) -> None:
     ours = launcher_beside_interpreter()
     remedy = f"use {ours}" if ours else "use the mpiexec of the environment that mpi4py was installed in"
     raise LauncherError(
-        f"{_LAUNCHER_SIZES[variable]} started {count} ranks ({variable}={count}), but MPI of this Python sees {size}: "
+        f"{LAUNCHER_SIZES[variable]} started {count} ranks ({variable}={count}), but MPI of this Python sees {size}: "
         f"the launcher belongs to another MPI; {remedy}"
     )
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pdeopt import cli
+from pdeopt._launchers import clean_environment
 from pdeopt.bench import BENCHES, case
 
 TOY_BENCH = """
@@ -37,7 +38,7 @@ def run(*words, cwd=None, program=("-m", "pdeopt"), **variables):
     return subprocess.run(
         [sys.executable, *program, *words],
         cwd=cwd,
-        env=case.clean_environment(os.environ) | variables,
+        env=clean_environment(os.environ) | variables,
         capture_output=True,
         text=True,
         timeout=100,
@@ -63,6 +64,14 @@ def status_of(*words):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     return stop.value.code
+
+
+def test_commands_that_start_scripts_stay_light():
+    job = run("-X", "importtime", "-m", "pdeopt", "run", "--", "true", program=())
+    assert job.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in job.stderr.splitlines()}
+    assert "pdeopt.relaxation.launch" in loaded
+    assert not loaded & {"mpi4py", "numpy", "rich", "cyclopts", "petsc4py"}
 
 
 class TestInfo:
@@ -185,7 +194,7 @@ class TestBench:
         words = ["bench", "toy", "--quick", "--markdown", "--", "-toy_option", "found"]
         job = subprocess.run(
             [*case.launch_command(2), "-c", code, *words],
-            env=case.clean_environment(os.environ) | {"PYTHONPATH": str(tmp_path)},
+            env=clean_environment(os.environ) | {"PYTHONPATH": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=100,

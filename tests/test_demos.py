@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from pdeopt.bench.case import clean_environment, launch_command
+from pdeopt._launchers import clean_environment
+from pdeopt.bench.case import launch_command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEMOS = sorted((ROOT / "demos").glob("*.py"))

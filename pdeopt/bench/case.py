@@ -14,27 +14,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pdeopt._launchers import clean_environment
 from pdeopt.bench import harness
 from pdeopt.bench.record import as_json
 from pdeopt.parallel import launcher_beside_interpreter, on_root
 from pdeopt.report import InputError, LauncherError, PdeoptError
 
-# What a launcher tells the processes it starts. A job launched from inside another must not inherit it: its ranks
-# would answer to the outer launcher, and hang. HYDRA_* stays: those are the user's settings.
-_LAUNCHER_PREFIXES = (
-    "PMI_", "PMIX_", "HYDI_", "MPI_LOCAL", "MV2_COMM_WORLD_",
-    "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_MCA_ess", "OMPI_MCA_orte", "PRTE_", "SLURM_STEP_NUM_TASKS",
-)  # fmt: skip
 _GRACE_SECONDS = 15.0
 
 
 class CaseError(PdeoptError, RuntimeError):
     """A case that ran in its own processes failed, or took too long."""
-
-
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what a launcher put there for its own ranks. Collective: no."""
-    return {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER_PREFIXES)}
 
 
 def launch_command(ranks: int) -> list[str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pdeopt.bench.case import CaseError, clean_environment, launch_command
+from pdeopt._launchers import clean_environment
+from pdeopt.bench.case import CaseError, launch_command
 from pdeopt.bench.checkpoint_cases import STARTED
 
 

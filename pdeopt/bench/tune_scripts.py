@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from pdeopt.bench.case import clean_environment
+from pdeopt._launchers import clean_environment
 from pdeopt.bench.harness import Row, say
 from pdeopt.bench.study import Study, number
 from pdeopt.parallel import on_root

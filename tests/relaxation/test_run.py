@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from pdeopt import cli
-from pdeopt.bench.case import clean_environment
+from pdeopt import _cli_scripts
+from pdeopt._launchers import clean_environment
 from pdeopt.relaxation import launch, overlay
 from pdeopt.report import InputError, OptionError
 
@@ -471,7 +471,7 @@ def test_watching_needs_an_overlay():
 def test_exit_status_and_remarks(folder, capfd):
     def status_of(*words, options=""):
         with pytest.raises(SystemExit) as stop:
-            cli.main(["run", "--options", options, "--", *words])
+            _cli_scripts.main(["run", "--options", options, "--", *words])
         return stop.value.code, capfd.readouterr()
 
     status, captured = status_of(sys.executable, "-c", "import sys; sys.exit(3)", options="-ksp_type cg")
