@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from petsc4py import PETSc
 
 from pdeopt.relaxation.features import FeatureReader, MatrixFeatures
-from pdeopt.relaxation.reuse import Change, ValueWatch
+from pdeopt.relaxation.reuse import Change, Lagging, ValueWatch
 from pdeopt.relaxation.rule import Choice, candidates
+from pdeopt.report import SolveReport
+
+# Marks a preconditioner that has read its options.
+_READ = "pdeopt_read"
 
 
 class Chooser:
@@ -66,7 +70,7 @@ class Chooser:
     def accept(self) -> None:
         """Note that a preconditioner was made of the values seen last. Collective: yes."""
         self.watch.accept()
-        self.change = Change("none", 0.0, False)
+        self.change = Change("none", False)
 
     def give_up(self, choice: Choice, reason: int, how: str) -> None:
         """Note that a choice failed; one that met negative curvature also tells of the matrix. Collective: no."""
@@ -84,6 +88,66 @@ class Chooser:
     def release(self) -> None:
         """Free the vectors. Collective: yes."""
         self.watch.release()
+
+
+@dataclasses.dataclass
+class Held:
+    """A solver that a choice was made into.
+
+    Attributes
+    ----------
+    choice, ksp
+        What it is.
+    lagging
+        How long its preconditioner may stay behind the values.
+    setup_last, solve_last
+        Seconds of its last set-up and solve on this rank; the set-up counts 0 once it has solved again without.
+    setups
+        How often it has been set up.
+    """
+
+    choice: Choice
+    ksp: PETSc.KSP
+    lagging: Lagging = dataclasses.field(default_factory=Lagging)
+    setup_last: float = 0.0
+    solve_last: float = 0.0
+    setups: int = 0
+
+
+class Automatic:
+    """What is common to the types that choose themselves: what they know, and what they say of it."""
+
+    def __init__(self) -> None:
+        self._chooser = Chooser()
+        self.choice: Choice | None = None
+        self.setups = {"new": 0, "updated": 0}
+
+    @property
+    def features(self) -> MatrixFeatures | None:
+        """What the present choice was made from."""
+        return self._chooser.features
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Choices that failed on this pattern, and how."""
+        return dict(self._chooser.failed)
+
+    def _quantities(self) -> dict[str, str]:
+        """Return the lines of the report that are common."""
+        return {
+            "matrix": str(self._chooser.features),
+            "set-ups, new / updated": f"{self.setups['new']} / {self.setups['updated']}",
+            "given up": "; ".join(f"{name} ({how})" for name, how in self._chooser.failed.items()) or "nothing",
+        }
+
+
+def print_report(report: SolveReport, viewer: PETSc.Viewer) -> bool:
+    """Print a report where a viewer takes text; return whether it does. Collective: yes."""
+    if viewer.getType() != PETSc.Viewer.Type.ASCII:
+        return False
+    for label, value in report.rows():
+        viewer.printfASCII(f"  {label}: {value}\n")
+    return True
 
 
 def build(choice: Choice, prefix: str, script_prefix: str, matrix: PETSc.Mat) -> PETSc.KSP:
@@ -116,13 +180,17 @@ def build(choice: Choice, prefix: str, script_prefix: str, matrix: PETSc.Mat) ->
 
 def set_up(inner: PETSc.KSP, choice: Choice, prefix: str, script_prefix: str, A: PETSc.Mat, P: PETSc.Mat) -> None:
     """Set up a KSP that `build` made, or take new values with the symbolic work of the former. Collective: yes."""
-    inner.getPC().setReusePreconditioner(False)
+    pc = inner.getPC()
+    pc.setReusePreconditioner(False)
     inner.setOperators(A, P)
-    with options_of(choice, prefix, script_prefix):
+    # Nested solvers read their options when they are made: once, or in multigrid each time.
+    again = choice.kind != "multigrid" and pc.getAttr(_READ)
+    with contextlib.nullcontext() if again else options_of(choice, prefix, script_prefix):
         inner.setUp()
         inner.setUpOnBlocks()
+    pc.setAttr(_READ, True)
     # Whether values changed is decided by `Chooser.look`, not by PETSc's count of assemblies.
-    inner.getPC().setReusePreconditioner(True)
+    pc.setReusePreconditioner(True)
 
 
 @contextlib.contextmanager

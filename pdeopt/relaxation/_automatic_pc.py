@@ -4,13 +4,13 @@ import time
 
 from petsc4py import PETSc
 
-from pdeopt.relaxation._auto_solver import Chooser, build, set_up
-from pdeopt.relaxation.features import MatrixFeatures, is_assembled
+from pdeopt.relaxation._auto_solver import Automatic, build, print_report, set_up
+from pdeopt.relaxation.features import is_assembled
 from pdeopt.relaxation.rule import Choice
 from pdeopt.report import InputError, OptionError, SolveReport
 
 
-class AutoPC:
+class AutoPC(Automatic):
     """A preconditioner that looks at the matrix and chooses itself, for the Krylov method that the script has.
 
     Switched on by ``-pc_type python -pc_python_type pdeopt.AutoPC``. It is one application of the preconditioner that
@@ -46,11 +46,9 @@ class AutoPC:
     """
 
     def __init__(self) -> None:
-        self._chooser = Chooser()
+        super().__init__()
         self._inner: PETSc.KSP | None = None
         self._direct = self._repeating = False
-        self.choice: Choice | None = None
-        self.setups = {"new": 0, "updated": 0}
         self.kept = self.repeated = 0
         self.seconds = {"features": 0.0, "setup": 0.0}
 
@@ -129,11 +127,7 @@ class AutoPC:
 
     def view(self, pc: PETSc.PC, viewer: PETSc.Viewer) -> None:
         """Print what was chosen and why, and what was reused. Collective: yes."""
-        if viewer.getType() != PETSc.Viewer.Type.ASCII:
-            return
-        for label, value in self.report.rows():
-            viewer.printfASCII(f"  {label}: {value}\n")
-        if self._inner is not None:
+        if print_report(self.report, viewer) and self._inner is not None:
             self._inner.getPC().view(viewer)
 
     def destroy(self, pc: PETSc.PC) -> None:
@@ -144,16 +138,6 @@ class AutoPC:
     # --- what is left -------------------------------------------------------------------------------------------------
 
     @property
-    def features(self) -> MatrixFeatures | None:
-        """What the present choice was made from."""
-        return self._chooser.features
-
-    @property
-    def failed(self) -> dict[str, str]:
-        """Choices that failed on this pattern, and how."""
-        return dict(self._chooser.failed)
-
-    @property
     def report(self) -> SolveReport:
         """What was chosen and done so far."""
         return SolveReport(
@@ -161,13 +145,7 @@ class AutoPC:
             why=self.choice.why if self.choice else "",
             converged=self.choice is not None,
             seconds=dict(self.seconds),
-            quantities={
-                "matrix": str(self._chooser.features),
-                "set-ups, new / updated": f"{self.setups['new']} / {self.setups['updated']}",
-                "kept": self.kept,
-                "given up": "; ".join(f"{name} ({how})" for name, how in self._chooser.failed.items()) or "nothing",
-                "solves repeated": self.repeated,
-            },
+            quantities={**self._quantities(), "kept": self.kept, "solves repeated": self.repeated},
         )
 
     def _set_up(self, pc: PETSc.PC, choice: Choice, same: bool) -> bool:

@@ -9,11 +9,11 @@ from petsc4py import PETSc
 
 import numpy as np
 
-from pdeopt.relaxation._auto_solver import Chooser, build, set_up
+from pdeopt.relaxation._auto_solver import Automatic, Held, build, print_report, set_up
 from pdeopt.relaxation._automatic_pc import AutoPC
 from pdeopt.relaxation._options import read_settings
-from pdeopt.relaxation.features import MatrixFeatures, is_assembled
-from pdeopt.relaxation.reuse import Lagging
+from pdeopt.relaxation.features import MatrixFeatures, from_root, is_assembled, slowest
+from pdeopt.relaxation.race import Race, Sample
 from pdeopt.relaxation.rule import Choice, factor_pays, iteration_limit
 from pdeopt.report import InputError, SolveReport
 
@@ -32,6 +32,8 @@ class AutoSettings:
     """Settings of `AutoKSP`; its docstring says what they mean."""
 
     direct_rtol: float = 1e-12
+    learn: bool = True
+    solves: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.direct_rtol < 1.0:
@@ -53,7 +55,7 @@ class _Task:
     transposed: bool
 
 
-class AutoKSP:
+class AutoKSP(Automatic):
     """A linear solver that looks at the matrix and chooses itself.
 
     Switched on by ``-ksp_type python -ksp_python_type pdeopt.AutoKSP``. From what the assembled matrix shows (size,
@@ -110,22 +112,21 @@ class AutoKSP:
     """
 
     def __init__(self, settings: AutoSettings | None = None) -> None:
+        super().__init__()
         self.settings = settings or AutoSettings()
-        self._chooser = Chooser()
-        self._inner: PETSc.KSP | None = None
+        self._solvers: dict[str, Held] = {}
+        self._held: Held | None = None  # the one of the present choice
+        self._race, self._racing = Race(self.settings.solves), False
         self._rhs: PETSc.Vec | None = None  # a copy, for PETSc locks it while it solves
         self._residual: PETSc.Vec | None = None
+        self._step: PETSc.Vec | None = None
         self._own_type = ""
-        self.choice: Choice | None = None
-        self.setups = {"new": 0, "updated": 0}
         self.reused = {"unchanged": 0, "scaled": 0, "lagged": 0}
         self.fallbacks = self.unsolved = self.solves = self.iterations = 0
-        self.seconds = {"features": 0.0, "setup": 0.0, "solve": 0.0, "verify": 0.0}
-        self._lagging = Lagging()
+        self.seconds = {"features": 0.0, "setup": 0.0, "solve": 0.0, "verify": 0.0, "exploring": 0.0}
         self._norm = math.nan  # infinity norm of the present values, once it was needed
         self._count = self._former_count = 0  # solves with these values, and with those before
         self._iterative_solves: collections.deque[float] = collections.deque(maxlen=3)  # their seconds, the last ones
-        self._setup_seconds = 0.0  # of a set-up just made
         self._factored_to_pay = False
         self._reason, self._norms = 0, (math.nan, math.nan)
 
@@ -134,6 +135,7 @@ class AutoKSP:
     def setFromOptions(self, ksp: PETSc.KSP) -> None:
         """Read the options under the prefix of the solver. Collective: no."""
         self.settings = read_settings(self.settings, ksp.getOptionsPrefix(), "ksp_auto_")
+        self._race = Race(self.settings.solves)
 
     def setUp(self, ksp: PETSc.KSP) -> None:
         """Keep PETSc from setting up the preconditioner that is not used. Collective: yes."""
@@ -153,28 +155,14 @@ class AutoKSP:
 
     def view(self, ksp: PETSc.KSP, viewer: PETSc.Viewer) -> None:
         """Print what was chosen and why, and what was reused. Collective: yes."""
-        if viewer.getType() != PETSc.Viewer.Type.ASCII:
-            return
-        for label, value in self.report.rows():
-            viewer.printfASCII(f"  {label}: {value}\n")
-        if self._inner is not None:
-            self._inner.view(viewer)
+        if print_report(self.report, viewer) and self._held is not None:
+            self._held.ksp.view(viewer)
 
     def destroy(self, ksp: PETSc.KSP) -> None:
         """Free the chosen solver. Collective: yes."""
         self._drop()
         self._free_vectors()
         self._chooser.release()
-
-    @property
-    def features(self) -> MatrixFeatures | None:
-        """What the present choice was made from."""
-        return self._chooser.features
-
-    @property
-    def failed(self) -> dict[str, str]:
-        """Choices that failed on this pattern, and how."""
-        return dict(self._chooser.failed)
 
     @property
     def report(self) -> SolveReport:
@@ -190,10 +178,9 @@ class AutoKSP:
             residuals=self._norms if self.solves else (),
             seconds=dict(self.seconds),
             quantities={
-                "matrix": str(self._chooser.features),
-                "set-ups, new / updated": f"{self.setups['new']} / {self.setups['updated']}",
+                **self._quantities(),
                 "kept: unchanged / scaled / lagged": " / ".join(str(count) for count in self.reused.values()),
-                "given up": "; ".join(f"{name} ({how})" for name, how in self._chooser.failed.items()) or "nothing",
+                "race": self._race.standings,
                 "not solved": self.unsolved,
             },
         )
@@ -224,11 +211,15 @@ class AutoKSP:
         task = _Task(ksp, A, P, b, x, start, norm, max(rtol * norm, atol), transposed)
         total, reason, residual = 0, 0, math.nan
         direct = self._factor_pays(P, features)
+        began, go_on = time.perf_counter(), False
         tried: set[str] = set()
-        while (choice := self._chooser.candidates(direct)[0]).name not in tried:
-            tried.add(choice.name)
+        choice = first = self._pick(direct, features, P)
+        while choice.name not in tried:
+            challenges = self._challenges(choice)
+            if not challenges:
+                tried.add(choice.name)
             try:
-                reason, iterations, residual = self._try(choice, task)
+                reason, iterations, residual = self._try(choice, task, go_on)
                 total += iterations
                 how = f"reason {reason}, residual {residual / norm:.1e}"
             except PETSc.Error as error:
@@ -236,19 +227,51 @@ class AutoKSP:
                 self._free_vectors()  # a solve that raised leaves its right-hand side locked for ever
             if reason > 0:
                 break
+            if challenges and reason == Reason.DIVERGED_MAX_IT:
+                go_on = residual < norm  # it took too long, and what it reached is kept
+                choice = self._race.best
+                continue
             self.fallbacks += 1
             self._chooser.give_up(choice, reason, how)
-            self._drop()
+            self._drop(choice.name)
+            choice = self._chooser.candidates(direct)[0]
+        self._note(first, reason > 0 and choice is first, time.perf_counter() - began, P)
         if start is not None:
             start.destroy()
         self._conclude(ksp, reason, total, (norm, residual))
+
+    def _pick(self, direct: bool, features: MatrixFeatures, matrix: PETSc.Mat) -> Choice:
+        """Return what to solve with first: the rule's choice, or one that competes with it. Collective: yes."""
+        best = self._chooser.candidates(direct)[0]
+        self._racing = (
+            self.settings.learn
+            and self._chooser.change.kind in ("values", "pattern")
+            and best.kind in ("incomplete", "multigrid")
+        )
+        if not self._racing:
+            return best
+        product = from_root(matrix.getComm().tompi4py(), self._chooser.watch.product)
+        return self._race.pick(best, features, product, self._chooser.failed)
+
+    def _challenges(self, choice: Choice) -> bool:
+        """Whether a choice is being tried against one that is known to be good."""
+        return self._racing and choice is self._race.picked and self._race.limit() is not None
+
+    def _note(self, choice: Choice, converged: bool, seconds: float, matrix: PETSc.Mat) -> None:
+        """Tell the race what a solve took. Collective: yes."""
+        if not self._racing:
+            return
+        held = self._solvers.get(choice.name)
+        setup, solve, new = (held.setup_last, held.solve_last, held.setups < 2) if held else (0.0, seconds, True)
+        setup, solve, seconds = slowest(matrix.getComm().tompi4py(), [setup, solve, seconds])
+        self._race.learn(Sample(setup, solve, seconds, new, converged))
+        self.seconds["exploring"] = self._race.exploring
 
     def _look(self, matrix: PETSc.Mat) -> None:
         """Note how the matrix changed. Collective: yes."""
         change = self._chooser.look(matrix)
         self.seconds["features"] = self._chooser.seconds
         if change.kind == "pattern":
-            self._lagging = Lagging()
             self._count = 0
             self._drop()
             self._free_vectors()
@@ -265,84 +288,102 @@ class AutoKSP:
         if features.assembled and len(self._iterative_solves) > 1:
             products = min(self._iterative_solves) / self._chooser.watch.product
             pays = factor_pays(features, max(self._count, self._former_count), products)
-        self._factored_to_pay = bool(matrix.getComm().tompi4py().bcast(pays))
+        self._factored_to_pay = bool(from_root(matrix.getComm().tompi4py(), pays))
         return self._factored_to_pay
 
-    def _try(self, choice: Choice, task: _Task) -> tuple[int, int, float]:
+    def _try(self, choice: Choice, task: _Task, go_on: bool) -> tuple[int, int, float]:
         """Solve with one choice; return reason, iterations and the norm of the true residual. Collective: yes."""
         features = self._chooser.features
         limit = min(iteration_limit(features, choice.kind), task.ksp.getTolerances()[3])
-        change, used, go_on = self._chooser.change, 0, False
-        if self._inner is None or self.choice is None or self.choice.name != choice.name:
-            self._make(choice, task)
+        if self._challenges(choice):
+            limit = min(limit, self._race.limit() or limit)
+        change, used = self._chooser.change, 0
+        held, former = self._solvers.get(choice.name), self._held
+        if held is not None:
+            held.setup_last = 0.0
+        if held is None:
+            held = self._make(choice, task)
+        elif held is not former:
+            self._set_up(held, task)
         elif change.kind == "none" or (change.kind == "scaled" and choice.kind in ("factor", "incomplete")):
             self.reused["unchanged" if change.kind == "none" else "scaled"] += 1
         else:
-            budget = task.A.getComm().tompi4py().bcast(self._lagging.budget(choice.kind, change))
+            budget = held.lagging.budget(choice.kind, self._chooser.watch.amount)
             if budget:
-                reason, used, residual, _ = self._iterate(task, budget)
-                self._lagging.kept(used, reason > 0)
+                reason, used, residual, held.solve_last = self._iterate(held, task, budget, go_on)
+                held.lagging.kept(used, reason > 0)
                 if reason > 0:
                     self.reused["lagged"] += 1
                     return reason, used, residual
                 go_on = residual < task.norm  # what it reached is kept
-            self._update(choice, task)
-        self.choice = choice
-        reason, iterations, residual, seconds = self._iterate(task, limit, go_on)
-        if self._setup_seconds:
-            self._lagging.made(self._setup_seconds, seconds, iterations)
-            self._setup_seconds = 0.0
+            self._set_up(held, task)
+        self._held, self.choice = held, choice
+        reason, iterations, residual, seconds = self._iterate(held, task, limit, go_on)
+        if held.setup_last:
+            setup, solve = slowest(task.A.getComm().tompi4py(), [held.setup_last, seconds])
+            held.lagging.made(setup, solve, iterations)
+        held.solve_last = seconds
         self._count += 1
         if choice.kind != "factor":
             self._iterative_solves.append(seconds)
         return reason, used + iterations, residual
 
-    def _make(self, choice: Choice, task: _Task) -> None:
+    def _make(self, choice: Choice, task: _Task) -> Held:
         """Build and set up a solver. Collective: yes."""
-        self._drop()
         prefix = task.ksp.getOptionsPrefix() or ""
-        self._inner = build(choice, f"{prefix}auto_", prefix, task.P)
+        ksp = build(choice, f"{prefix}auto_", prefix, task.P)
+        held = self._solvers[choice.name] = Held(choice, ksp)
         if choice.kind == "own":
-            self._inner.setPC(task.ksp.getPC())
+            ksp.setPC(task.ksp.getPC())
         elif task.A != task.P and choice.options["ksp_type"] == "cg":
-            self._inner.setType(PETSc.KSP.Type.FGMRES)  # what is known of P says nothing of A
-            self._inner.setPCSide(PETSc.PC.Side.RIGHT)
-        self.setups["new"] += 1
-        self._set_up(choice, task)
+            ksp.setType(PETSc.KSP.Type.FGMRES)  # what is known of P says nothing of A
+            ksp.setPCSide(PETSc.PC.Side.RIGHT)
+        self._set_up(held, task)
+        return held
 
-    def _update(self, choice: Choice, task: _Task) -> None:
-        """Take the new values, with the symbolic work of the former. Collective: yes."""
-        self.setups["updated"] += 1
-        self._set_up(choice, task)
-
-    def _set_up(self, choice: Choice, task: _Task) -> None:
-        assert self._inner is not None
+    def _set_up(self, held: Held, task: _Task) -> None:
+        """Take the present values, with the symbolic work of the former if there is some. Collective: yes."""
+        self.setups["updated" if held.setups else "new"] += 1
+        held.setups += 1
         began = time.perf_counter()
         prefix = task.ksp.getOptionsPrefix() or ""
-        set_up(self._inner, choice, f"{prefix}auto_", prefix, task.A, task.P)
+        set_up(held.ksp, held.choice, f"{prefix}auto_", prefix, task.A, task.P)
         self._chooser.accept()
-        self._setup_seconds = time.perf_counter() - began
-        self.seconds["setup"] += self._setup_seconds
+        held.setup_last = time.perf_counter() - began
+        self.seconds["setup"] += held.setup_last
 
-    def _iterate(self, task: _Task, limit: int, go_on: bool = False) -> tuple[int, int, float, float]:
+    def _iterate(self, held: Held, task: _Task, limit: int, go_on: bool) -> tuple[int, int, float, float]:
         """Iterate until the true residual meets the target; also return the seconds. Collective: yes."""
-        assert self._inner is not None
-        inner, x = self._inner, task.x
+        inner, x = held.ksp, task.x
         if self._rhs is None:
-            self._rhs, self._residual = task.b.duplicate(), task.b.duplicate()
-        rhs = self._rhs
-        task.b.copy(rhs)
-        if not go_on:
-            if task.start is None:
-                x.set(0.0)
-            else:
+            self._rhs, self._residual, self._step = (task.b.duplicate() for _ in range(3))
+        assert self._rhs is not None
+        assert self._residual is not None
+        total, reason, seconds, residual = 0, 0, 0.0, math.inf
+        if not go_on and task.start is None:
+            x.set(0.0)
+            task.b.copy(self._rhs)
+        else:
+            if not go_on:
+                assert task.start is not None
                 task.start.copy(x)
-        inner.setInitialGuessNonzero(go_on or task.start is not None)
-        total, residual, seconds = 0, math.inf, 0.0
+            residual = self._true_residual(task)
+            if residual <= task.target:
+                return Reason.CONVERGED_RTOL, 0, residual, 0.0
+            if not math.isfinite(residual):
+                return Reason.DIVERGED_NANORINF, 0, residual, 0.0
         for _ in range(1 + REFINEMENTS):
             inner.setTolerances(rtol=1e-300, atol=0.9 * task.target, divtol=1e8, max_it=max(limit - total, 1))
             began = time.perf_counter()
-            (inner.solveTranspose if task.transposed else inner.solve)(rhs, x)
+            solve = inner.solveTranspose if task.transposed else inner.solve
+            if math.isinf(residual):
+                solve(self._rhs, x)
+            else:
+                # For a correction, not from a guess: PETSc 3.25's BiCGStab, preconditioned on the right, adds a guess
+                # that it was given once to all solutions that follow.
+                self._residual.copy(self._rhs)
+                solve(self._rhs, self._step)
+                x.axpy(1.0, self._step)
             solved = time.perf_counter()
             total += inner.getIterationNumber()
             former, residual = residual, self._true_residual(task)
@@ -352,10 +393,9 @@ class AutoKSP:
             reason = int(inner.getConvergedReason())
             if residual <= task.target:
                 return Reason.CONVERGED_RTOL, total, residual, seconds
+            # The method's own residual drifted from the true one: go on from here, as iterative refinement does.
             if not residual < 0.5 * former or reason < 0:
                 break
-            # The method's own residual drifted from the true one: go on from here, as iterative refinement does.
-            inner.setInitialGuessNonzero(True)
         if math.isfinite(residual) and residual <= self._rounding(task):
             return Reason.CONVERGED_RTOL, total, residual, seconds
         return reason if reason < 0 else Reason.DIVERGED_BREAKDOWN, total, residual, seconds
@@ -388,13 +428,16 @@ class AutoKSP:
 
     def _free_vectors(self) -> None:
         """Free the work vectors. Collective: yes."""
-        for vector in (self._rhs, self._residual):
+        for vector in (self._rhs, self._residual, self._step):
             if vector is not None:
                 vector.destroy()
-        self._rhs = self._residual = None
+        self._rhs = self._residual = self._step = None
 
-    def _drop(self) -> None:
-        """Free the chosen solver. Collective: yes."""
-        if self._inner is not None:
-            self._inner.destroy()
-            self._inner = None
+    def _drop(self, name: str = "") -> None:
+        """Free a solver, or all of them. Collective: yes."""
+        for known in [name] if name else list(self._solvers):
+            held = self._solvers.pop(known, None)
+            if held is not None:
+                held.ksp.destroy()
+            if held is self._held:
+                self._held = None

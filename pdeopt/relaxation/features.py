@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
+from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
@@ -97,6 +99,33 @@ def is_assembled(matrix: PETSc.Mat) -> bool:
     return matrix.getType() in ASSEMBLED
 
 
+def sum_over_ranks(comm: MPI.Comm, values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Return the sums over all ranks; as a buffer, since pickling takes longer than a product with a small matrix.
+
+    Collective: yes.
+    """
+    sums = np.array(values, dtype=float)
+    comm.Allreduce(MPI.IN_PLACE, sums)
+    return sums
+
+
+def slowest(comm: MPI.Comm, seconds: Sequence[float]) -> list[float]:
+    """Return the most seconds that each thing took on any rank. Collective: yes."""
+    values = np.array(seconds, dtype=float)
+    if comm.size > 1:
+        comm.Allreduce(MPI.IN_PLACE, values, MPI.MAX)
+    return [float(value) for value in values]
+
+
+def from_root(comm: MPI.Comm, value: float) -> float:
+    """Return the value of rank 0 on all ranks: for decisions that follow from clocks. Collective: yes."""
+    if comm.size == 1:
+        return value
+    shared = np.array([value], dtype=float)
+    comm.Bcast(shared)
+    return float(shared[0])
+
+
 def probe(matrix: PETSc.Mat) -> PETSc.Vec:
     """Return a vector without small entries, the same for every matrix of the layout. Collective: yes."""
     vector = matrix.createVecRight()
@@ -109,15 +138,26 @@ def probe(matrix: PETSc.Mat) -> PETSc.Vec:
 class FeatureReader:
     """Measures the features of a matrix; those of its pattern once, those of its values each time.
 
-    Reading the values costs two products with A or its transpose, beside the one that it is given.
+    Reading the values costs two products with A or its transpose, beside the one that it is given. If they change
+    often, most of the time only symmetry and the signs of the diagonal are looked at, which takes one product: all of
+    it again after the 1st, 2nd, 4th, 8th, ... change, and where one of these two differs.
     """
 
     def __init__(self) -> None:
         self._pattern: tuple[tuple[int, int], float, int] | None = None
+        self._features: MatrixFeatures | None = None
+        self._weights: PETSc.Vec | None = None  # one over the square root of the diagonal, of earlier values
+        self._work: PETSc.Vec | None = None
+        self._changes = 0
 
     def forget_pattern(self) -> None:
-        """Measure the pattern anew the next time. Collective: no."""
-        self._pattern = None
+        """Measure the pattern anew the next time. Collective: yes."""
+        self._pattern = self._features = None
+        self._changes = 0
+        for handle in (self._weights, self._work):
+            if handle is not None:
+                handle.destroy()
+        self._weights = self._work = None
 
     def read(self, matrix: PETSc.Mat, vector: PETSc.Vec, image: PETSc.Vec) -> MatrixFeatures:
         """Return the features.
@@ -135,11 +175,38 @@ class FeatureReader:
         if not is_assembled(matrix):
             return MatrixFeatures(False, size, ranks)
         key = (matrix.getId(), size)
-        if self._pattern is None or self._pattern[0] != key:
+        if self._pattern is not None and self._pattern[0] != key:
+            self.forget_pattern()
+        self._changes += 1
+        if self._changes & (self._changes - 1) and self._is_alike(matrix, vector, image):
+            assert self._features is not None
+            return self._features
+        if self._pattern is None:
             entries = float(matrix.getInfo(PETSc.Mat.InfoType.GLOBAL_SUM)["nz_used"])
             entries_per_row = entries / max(size, 1)
             self._pattern = key, entries_per_row, _dimension(matrix, entries_per_row / matrix.getBlockSize())
-        return self._read_values(matrix, vector, image, size, ranks)
+        self._features = self._read_values(matrix, vector, image, size, ranks)
+        return self._features
+
+    def _is_alike(self, matrix: PETSc.Mat, vector: PETSc.Vec, image: PETSc.Vec) -> bool:
+        """Whether symmetry and the signs of the diagonal are those of before."""
+        assert self._features is not None
+        assert self._weights
+        assert self._work
+        work, weights = self._work, self._weights
+        known = self._features.diagonal == "positive", self._features.kernel, self._features.near_nullspace
+        attached = "attached" if matrix.getNullSpace().handle else "none"
+        if known != (True, attached, bool(matrix.getNearNullSpace().handle)):
+            return False
+        matrix.getDiagonal(work)
+        if not work.min()[1] > 0.0:
+            return False
+        work.pointwiseMult(weights, image)
+        magnitude = work.norm()
+        matrix.multTranspose(vector, work)
+        work.axpy(-1.0, image)
+        work.pointwiseMult(weights, work)
+        return bool(work.norm() <= SYMMETRY_TOLERANCE * magnitude) == self._features.symmetric
 
     def _read_values(
         self, matrix: PETSc.Mat, vector: PETSc.Vec, image: PETSc.Vec, size: int, ranks: int
@@ -154,26 +221,28 @@ class FeatureReader:
         matrix.getDiagonal(diagonal)
         matrix.multTranspose(vector, transposed)
         d, row_sums, image_values = diagonal.array_r, sums.array_r, image.array_r
-        zero = np.abs(d) <= ZERO_DIAGONAL * np.abs(image_values)
+        magnitudes = np.abs(d)
+        zero = magnitudes <= ZERO_DIAGONAL * np.abs(image_values)
+        # Entries of a definite matrix are bounded by the diagonal: scaled by it, regions of small values count too.
+        weights = np.where(zero, 1.0, magnitudes)
+        difference = image_values - transposed.array_r
         # Rows that Dirichlet conditions made trivial are coupled to nothing: leave them out of p.
         coupled = row_sums != d
-        # Entries of a definite matrix are bounded by the diagonal: scaled by it, regions of small values count too.
-        scale = np.where(zero, 1.0, 1.0 / np.sqrt(np.maximum(np.abs(d), np.finfo(float).tiny)))
-        difference = scale * (image_values - transposed.array_r)
-        local = np.array(
-            [
-                zero.sum(),
-                (d > 0.0).sum(),
-                (d < 0.0).sum(),
-                difference @ difference,
-                (scale * image_values) @ (scale * image_values),
-                row_sums[coupled].sum(),
-                np.abs(d[coupled]).sum(),
-            ]
-        )
+        local = [
+            np.count_nonzero(zero),
+            np.count_nonzero(d > 0.0),
+            np.count_nonzero(d < 0.0),
+            difference @ (difference / weights),
+            image_values @ (image_values / weights),
+            row_sums @ coupled,
+            magnitudes @ coupled,
+        ]
+        if self._weights is None:
+            self._weights, self._work = diagonal.duplicate(), diagonal.duplicate()
+        self._weights.array_w[:] = 1.0 / np.sqrt(weights)
         for handle in (constants, sums, diagonal, transposed):
             handle.destroy()
-        zeros, positive, negative, asymmetry, magnitude, curvature, trace = comm.allreduce(local)
+        zeros, positive, negative, asymmetry, magnitude, curvature, trace = sum_over_ranks(comm, local)
         symmetric = bool(math.sqrt(asymmetry) <= SYMMETRY_TOLERANCE * math.sqrt(magnitude))
         sign: Literal["positive", "negative", "mixed", "zero"] = "mixed"
         if zeros:

@@ -5,6 +5,7 @@ compared in the time of one product with the matrix, which moves from machine to
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -25,6 +26,8 @@ ICC_UNKNOWNS_VECTOR_WITHOUT_MODES = 100_000
 DENSE_ROW = 40.0
 # Vector-valued problems in the plane are factored up to here.
 DIRECT_UNKNOWNS_VECTOR_2D = 200_000
+# Share of set-ups in the seconds of solves above which a cheaper preconditioner may pay.
+SETUP_SHARE = 0.35
 # Bytes of a factorisation that may be tried, as a share of what the machine has.
 MEMORY_SHARE = 0.5
 
@@ -87,7 +90,7 @@ def candidates(features: MatrixFeatures, direct: bool = False) -> Iterator[Choic
         yield lu("the matrix is not positive definite")
         return
 
-    affordable = factor_bytes(f) < MEMORY_SHARE * _memory()
+    affordable = factor_bytes(f) < MEMORY_SHARE * memory()
     if direct and affordable and f.kernel == "none":
         again = "these values are solved with again and again"
         if f.symmetric:
@@ -137,6 +140,35 @@ def _unsymmetric(f: MatrixFeatures) -> Iterator[Choice]:
         yield ilu(f, 2, "unsymmetric in the plane: incomplete factors are strong where convection is")
 
 
+def challengers(features: MatrixFeatures, incumbent: Choice, setup_share: float) -> list[Choice]:
+    """Return at most two choices that may be faster than the one that was used so far.
+
+    Parameters
+    ----------
+    features
+        Of the matrix.
+    incumbent
+        What was used so far.
+    setup_share
+        Share of its seconds that went into set-ups. If it is large, cheaper preconditioners come first: the matrices
+        are well conditioned, as those of small time steps. If it is small, stronger ones do.
+
+    Collective: no; the same on all ranks.
+    """
+    f = features
+    if not f.assembled or f.diagonal != "positive" or f.indefinite or f.kernel == "constants":
+        return []
+    if f.symmetric:
+        cheap, strong = [jacobi(f), icc(f, 0, "")], [gamg(f, ""), ldl("")]
+    else:
+        cheap, strong = [jacobi(f), ilu(f, 0, "")], [gamg_gmres(f), lu("")]
+    order = [*cheap, *strong] if setup_share > SETUP_SHARE else [strong[0], cheap[1], strong[1], cheap[0]]
+    affordable = factor_bytes(f) < MEMORY_SHARE * memory() and f.kernel == "none"
+    others = [choice for choice in order if choice.name != incumbent.name and (choice.kind != "factor" or affordable)]
+    why = "faster than the rule's choice on these matrices"
+    return [dataclasses.replace(choice, why=why) for choice in others[:2]]
+
+
 # --- solvers by name --------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +196,18 @@ def ilu(f: MatrixFeatures, levels: int, why: str) -> Choice:
     """Return BiCGStab with incomplete LU factors, on each rank those of its own part."""
     options = {"ksp_type": "bcgs", "ksp_pc_side": "right", **_local(f, "ilu", levels)}
     return Choice(f"BiCGStab with ILU({levels})", "incomplete", options, why)
+
+
+def jacobi(f: MatrixFeatures) -> Choice:
+    """Return the Krylov method alone, scaled by the diagonal. Collective: no."""
+    krylov, name = ("cg", "CG") if f.symmetric else ("bcgs", "BiCGStab")
+    return Choice(f"{name} with Jacobi", "incomplete", {"ksp_type": krylov, "pc_type": "jacobi"}, "")
+
+
+def gamg_gmres(f: MatrixFeatures) -> Choice:
+    """Return GMRES with smoothed aggregation, for matrices whose symmetric part dominates. Collective: no."""
+    options = dict(gamg(f, "").options) | {"ksp_type": "gmres", "ksp_gmres_restart": "60"}
+    return Choice("GMRES with GAMG", "multigrid", options, "")
 
 
 def gamg(f: MatrixFeatures, why: str) -> Choice:
@@ -254,5 +298,7 @@ def factor_bytes(features: MatrixFeatures) -> float:
     return 16.0 * width * 0.4 * float(n) ** (4.0 / 3.0)
 
 
-def _memory() -> float:
+@functools.cache
+def memory() -> float:
+    """Return the memory of this machine [bytes]. Collective: no."""
     return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")

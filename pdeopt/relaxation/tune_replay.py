@@ -152,21 +152,16 @@ def arms(f: MatrixFeatures) -> list[Choice]:
     definite = f.diagonal == "positive" and not f.indefinite and f.kernel != "constants"
     others: list[Choice] = []
     if definite and f.symmetric:
-        others = [rule.icc(f, 0, ""), rule.gamg(f, ""), jacobi(), rule.icc(f, 1, ""), rule.ldl("")]
+        others = [rule.icc(f, 0, ""), rule.gamg(f, ""), rule.jacobi(f), rule.icc(f, 1, ""), rule.ldl("")]
     elif definite:
         others = [rule.ilu(f, 0, ""), rule.ilu(f, 1, "")]
     elif f.symmetric:
         others = [rule.ldl("")]
     for choice in (*others, rule.lu("")):
         found.setdefault(choice.name, choice)
-    if rule.factor_bytes(f) > rule.MEMORY_SHARE * rule._memory():
+    if rule.factor_bytes(f) > rule.MEMORY_SHARE * rule.memory():
         found = {name: choice for name, choice in found.items() if choice.kind != "factor"}
     return list(found.values())
-
-
-def jacobi() -> Choice:
-    """Return conjugate gradients scaled by the diagonal. Collective: no."""
-    return Choice("CG with Jacobi", "incomplete", {"ksp_type": "cg", "pc_type": "jacobi"}, "")
 
 
 def needs_symmetry(options: Mapping[str, str]) -> bool:
