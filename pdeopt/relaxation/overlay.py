@@ -21,7 +21,6 @@ import importlib.util
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -96,17 +95,19 @@ class Overlay:
             call = self.watchers.before(kind, method, solver, arguments, layer.depth > 0)
         names = layer.insert(record) if record.late else []
         layer.depth += kind in _HOLD_INNER_SOLVERS
-        return kind, record, names, call, time.perf_counter()
+        return kind, record, names, call, method == "setUp", overlay_watch.Stopwatch()
 
     def leave(self, entered: Any, failed: bool) -> None:
         """Undo what `enter` did, after the script's call. Collective: as far as a watcher is."""
-        end = time.perf_counter()
-        kind, record, names, call, start = entered
+        kind, record, names, call, sets_up, watch = entered
+        seconds = watch.seconds()
         self.layer.depth -= kind in _HOLD_INNER_SOLVERS
         if names:
             self.layer.remove(names, record)
         if call is not None:
-            self.watchers.after(call, end - start, failed)
+            self.watchers.after(call, seconds, failed)
+        elif sets_up:
+            record.set_up += seconds
 
     def guarded(self, function: Callable[..., Any], *arguments: Any, always: bool = False) -> Any:
         """Call a function of ours; if it raises, say so once and leave the script alone from then on."""

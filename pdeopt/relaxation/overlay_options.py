@@ -18,7 +18,7 @@ else:
 
 FAMILIES = {"KSP": "ksp", "PC": "pc", "SNES": "snes", "TS": "ts", "TAO": "tao"}
 # Name of our record in petsc4py's dictionary of an object, which lives as long as the PETSc object does.
-_ATTRIBUTE = "pdeopt_overlay"
+ATTRIBUTE = "pdeopt_overlay"
 # What ``KSPSetFromOptions`` forgets when it is called once more.
 _VIEWERS = ("_view", "_converged_reason", "_converged_rate")
 
@@ -26,7 +26,7 @@ _VIEWERS = ("_view", "_converged_reason", "_converged_rate")
 class Record:
     """What the overlay knows of one PETSc object."""
 
-    __slots__ = ("fixed", "inner", "laid", "late", "outer", "viewers", "watched")
+    __slots__ = ("fixed", "inner", "laid", "late", "outer", "set_up", "viewers", "watched")
 
     def __init__(self, inner: bool) -> None:
         self.inner = inner  # part of another solver, whose prefix is `outer` (None: not known)
@@ -37,6 +37,7 @@ class Record:
         self.late: dict[str, tuple[str, str]] = {}
         self.viewers: dict[str, str] = {}  # the script's own, to be set again
         self.watched = False
+        self.set_up = 0.0  # seconds that the script's own calls of setUp took since the last solve
 
 
 class OptionLayer:
@@ -73,15 +74,15 @@ class OptionLayer:
 
     def record_of(self, solver: Any) -> Record:
         """Return what is known of a solver; one first seen in another one's solve is taken for a part of it."""
-        record = solver.getAttr(_ATTRIBUTE)
+        record = solver.getAttr(ATTRIBUTE)
         if record is None:
             record = Record(inner=self.depth > 0)
-            solver.setAttr(_ATTRIBUTE, record)
+            solver.setAttr(ATTRIBUTE, record)
         return record
 
     def is_ready(self, solver: Any) -> bool:
         """Whether there is nothing to lay, or to insert, before a solve."""
-        record = solver.getAttr(_ATTRIBUTE)
+        record = solver.getAttr(ATTRIBUTE)
         return record is not None and record.laid and not record.late
 
     def lay(self, kind: str, solver: Any, record: Record) -> None:

@@ -14,6 +14,21 @@ else:
     overlay_options = importlib.import_module("pdeopt.relaxation.overlay_options")
 
 
+class Stopwatch:
+    """Seconds since it was made: the lesser of wall and processor time.
+
+    A process that waits for its turn on a busy machine, or sleeps in a callback of the script, does no solver's work.
+    With threads processor time is the greater one. Ranks that wait for each other in MPI poll, which counts.
+    """
+
+    def __init__(self) -> None:
+        self._wall, self._processor = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        """Return the seconds so far. Collective: no."""
+        return min(time.perf_counter() - self._wall, time.process_time() - self._processor)
+
+
 class Call:
     """One solve of the script, as watchers see it.
 
@@ -30,8 +45,9 @@ class Call:
     inner
         Whether another solve calls this one: the KSP of a SNES, a solve in a Python preconditioner.
     seconds
-        Wall time of the method, watchers excluded; NaN before it. For a KSP inside a SNES, TS or TAO the time between
-        PETSc's own hooks: a set-up made before (vinewtonrsls does) is not in it.
+        What the method took (`Stopwatch`), watchers excluded, and what the script's own ``setUp`` of this KSP or its PC
+        took since the last solve; NaN before it. For a KSP inside a SNES, TS or TAO the time between PETSc's own hooks:
+        a set-up made before (vinewtonrsls does) is not in it.
     failed
         Whether the method raised.
     """
@@ -85,6 +101,11 @@ class Watchers:
     def after(self, call: Call, seconds: float, failed: bool) -> None:
         """Tell the watchers that the call has ended. Collective: as far as a watcher is."""
         self._called.pop()
+        if call.kind == "KSP":
+            for part in call.solver, call.solver.getPC():
+                record = part.getAttr(overlay_options.ATTRIBUTE)
+                if record is not None:
+                    seconds, record.set_up = seconds + record.set_up, 0.0
         call.seconds, call.failed = seconds, failed
         self._tell(1, call)
 
@@ -107,21 +128,20 @@ class Watchers:
                 continue
             record.watched = True
             if part.getAttr("__presolve__") is None and part.getAttr("__postsolve__") is None:
-                running: list[tuple[Call, float]] = []
+                running: list[tuple[Call, Stopwatch]] = []
                 part.setPreSolve(functools.partial(self._guarded, self._before_part, running))
                 part.setPostSolve(functools.partial(self._guarded, self._after_part, running))
 
-    def _before_part(self, running: list[tuple[Call, float]], ksp: Any, b: Any, x: Any) -> None:
+    def _before_part(self, running: list[tuple[Call, Stopwatch]], ksp: Any, b: Any, x: Any) -> None:
         if self.pairs and ksp.handle not in self._called[-1:]:  # where the script calls it, it is watched already
             call = Call("KSP", "solve", ksp, (b, x), self._site(), True)
             self._tell(0, call)
-            running[:] = [(call, time.perf_counter())]
+            running[:] = [(call, Stopwatch())]
 
-    def _after_part(self, running: list[tuple[Call, float]], ksp: Any, b: Any, x: Any) -> None:
-        end = time.perf_counter()
+    def _after_part(self, running: list[tuple[Call, Stopwatch]], ksp: Any, b: Any, x: Any) -> None:
         if running:
-            call, start = running.pop()
-            call.seconds = end - start
+            call, watch = running.pop()
+            call.seconds = watch.seconds()
             self._tell(1, call)
 
     def _site(self) -> str:

@@ -5,6 +5,7 @@ Runs in the script's process, on whose options and objects it leaves no trace.
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import numpy as np
 
 from pdeopt.relaxation import rule
 from pdeopt.relaxation.features import MatrixFeatures
+from pdeopt.relaxation.overlay_watch import Stopwatch
 from pdeopt.relaxation.rule import Choice
 
 # Relative residuals below this are equal: what solvers of a script call exact.
@@ -31,6 +33,8 @@ PATIENCE = 1.25
 SHORTEST = 0.005
 # Iterations from one look at the clock to the next, which on several ranks takes a broadcast.
 _CLOCK = 8
+# An error that not all ranks have met after as many seconds is one rank's alone: the others wait for it in PETSc.
+_ALONE = 10.0
 
 PREFIX = "pdeopt_tune_"
 State = Literal["equal", "wrong", "slow", "failed"]
@@ -45,11 +49,15 @@ class Trial:
     state
         ``"equal"``: as accurate as the script's own, ``"wrong"``: not, ``"slow"``: given up, ``"failed"``.
     setup, solve
-        Wall seconds, the slowest rank's.
+        Seconds (`overlay_watch.Stopwatch`), the slowest rank's.
     iterations
         Of the Krylov method.
     why
         What went wrong.
+    fresh
+        Whether the set-up was the first one of its KSP, symbolic work included.
+    negative
+        Number of negative eigenvalues, where a symmetric factorisation has counted them.
     """
 
     state: State
@@ -57,6 +65,8 @@ class Trial:
     solve: float = math.nan
     iterations: int = 0
     why: str = ""
+    fresh: bool = True
+    negative: int = 0
 
 
 @dataclasses.dataclass
@@ -74,9 +84,11 @@ class System:
     start
         The initial guess; None if zero.
     seconds
-        Wall seconds of the script's own solve.
+        Of the script's own solve.
     features
         Of A.
+    values
+        Number of times that the values of A were new so far.
     """
 
     ksp: Any
@@ -86,6 +98,7 @@ class System:
     start: Any
     seconds: float
     features: MatrixFeatures
+    values: int = 0
 
     def __post_init__(self) -> None:
         self.comm = self.matrix.getComm().tompi4py()
@@ -169,10 +182,15 @@ def needs_symmetry(options: Mapping[str, str]) -> bool:
     return bool({"cg", "cholesky", "icc"} & {options.get(name) for name in ("ksp_type", "pc_type", "sub_pc_type")})
 
 
+def needs_definiteness(options: Mapping[str, str]) -> bool:
+    """Whether a solver is for positive definite matrices only. Collective: no."""
+    return options.get("ksp_type") == "cg" or "icc" in (options.get("pc_type"), options.get("sub_pc_type"))
+
+
 def options_for(choice: Choice, system: System) -> dict[str, str]:
     """Return the options that replace the script's solver by an arm, without prefix. Collective: no."""
-    options = dict(choice.options)
     own = system.ksp
+    options = {**choice.options, **(mumps_settings(own) if choice.kind == "factor" else {})}
     if choice.kind == "factor" and system.direct and system.start is None:
         return options | {"ksp_type": "preonly"}
     options |= {"ksp_rtol": f"{system.rtol:.1e}", "ksp_norm_type": "unpreconditioned"}
@@ -198,6 +216,9 @@ def mumps_settings(ksp: Any) -> dict[str, str]:
             value = factors.getMumpsIcntl(number)
             if value not in usual:
                 settings.setdefault(f"mat_mumps_icntl_{number}", str(value))
+        for number in (3, 5):  # which pivots are null, and what replaces them
+            if factors.getMumpsCntl(number) != 0.0:
+                settings.setdefault(f"mat_mumps_cntl_{number}", repr(factors.getMumpsCntl(number)))
     return settings
 
 
@@ -215,6 +236,7 @@ class Arm:
     def __init__(self, choice: Choice, options: dict[str, str]) -> None:
         self.choice, self.options = choice, options
         self.ksp: Any = None
+        self.values = 0  # number of the values that it was set up for last
 
     def attempt(self, system: System, limit: float, isolated: Callable[..., object]) -> Trial:
         """Solve the system, and compare.
@@ -224,7 +246,7 @@ class Arm:
         system
             What the script has solved.
         limit
-            Wall seconds after which to give up.
+            Seconds after which to give up.
         isolated
             Calls a function while PETSc's options are the given ones alone.
 
@@ -247,20 +269,20 @@ class Arm:
             x.set(0.0)
         else:
             system.start.copy(x)
-        clock = [0.0, 0.0, 0.0]
-        error = ""
-        entries = {PREFIX + name: value for name, value in {**self.options, **mumps_settings(system.ksp)}.items()}
+        clock = [0.0, 0.0]
+        error, fresh = "", self.ksp is None
+        entries = {PREFIX + name: value for name, value in self.options.items()}
         try:
             isolated(entries, lambda: self._solve(system, x, limit, clock))
-        except (PETSc.Error, MemoryError) as caught:
+        except Exception as caught:
             error = (str(caught).strip().splitlines() or [""])[-1].rpartition("]")[2].strip() or type(caught).__name__
-        errors = comm.allgather(error)
-        error = next(filter(None, errors), "")
+        _meet(comm, self.choice.name, error)
+        error = next(filter(None, comm.allgather(error)), "")
         if error:
             x.destroy()
             return Trial("failed", why=error)
-        setup, solve = np.max(comm.allgather((clock[1] - clock[0], clock[2] - clock[1])), axis=0)
-        trial = Trial("equal", float(setup), float(solve), self.ksp.getIterationNumber())
+        setup, solve = np.max(comm.allgather((clock[0], clock[1] - clock[0])), axis=0)
+        trial = Trial("equal", float(setup), float(solve), self.ksp.getIterationNumber(), fresh=fresh)
         reason = self.ksp.getConvergedReason()
         if reason < 0:
             trial.state, trial.why = "failed", f"reason {reason}"
@@ -272,6 +294,8 @@ class Arm:
                 trial.state, trial.why = "wrong", f"its residual is {residual:.1e}, not {system.residual:.1e}"
             elif not difference <= system.same_answer:
                 trial.state, trial.why = "wrong", f"its solution differs by {difference:.1e}"
+            elif self.options["pc_type"] == "cholesky" and system.features.kernel == "none":
+                trial.negative = self.ksp.getPC().getFactorMatrix().getMumpsInfog(12)
         x.destroy()
         return trial
 
@@ -283,21 +307,24 @@ class Arm:
             self.ksp.setOptionsPrefix(PREFIX)
         ksp = self.ksp
         comm.barrier()
-        clock[0] = time.perf_counter()
+        watch = Stopwatch()
         ksp.setOperators(system.matrix)
         if fresh:
             ksp.setFromOptions()
             ksp.setErrorIfNotConverged(False)
             ksp.setInitialGuessNonzero(system.start is not None)
+        # The same values in a matrix that was assembled again: `pdeopt run --tuned` keeps the set-up, too.
+        ksp.getPC().setReusePreconditioner(not fresh and self.values == system.values)
+        self.values = system.values
         if ksp.getType() != "preonly":
             target = max(ksp.getTolerances()[0] * system.norm, system.ksp.getTolerances()[1])
-            ksp.setConvergenceTest(_test(comm, target, clock[0] + limit))
+            ksp.setConvergenceTest(_test(comm, target, watch, limit))
         ksp.setUp()
         ksp.setUpOnBlocks()
         comm.barrier()
-        clock[1] = time.perf_counter()
+        clock[0] = watch.seconds()
         ksp.solve(system.b, x)
-        clock[2] = time.perf_counter()
+        clock[1] = watch.seconds()
 
     def release(self) -> None:
         """Free the solver. Collective: yes."""
@@ -306,12 +333,31 @@ class Arm:
             self.ksp = None
 
 
-def _test(comm: Any, target: float, end: float) -> Callable[..., int]:
-    """Return a convergence test for the true residual that also ends at a time, the same on all ranks."""
+def _meet(comm: Any, name: str, error: str) -> None:
+    """Wait for the other ranks; end all if an error has hit this one alone, since they would wait forever.
+
+    Nearly all errors hit all ranks: MUMPS and PETSc agree on what goes wrong in the numbers. An allocation may fail on
+    one. Collective: yes.
+    """
+    everybody = comm.Ibarrier()
+    if not error:
+        everybody.Wait()
+        return
+    end = time.perf_counter() + _ALONE
+    while not everybody.Test():
+        if time.perf_counter() > end:
+            sys.stderr.write(f"pdeopt tune: rank {comm.rank} failed alone while trying {name}: {error}\n")
+            sys.stderr.flush()
+            comm.Abort(1)
+        time.sleep(0.01)
+
+
+def _test(comm: Any, target: float, watch: Stopwatch, limit: float) -> Callable[..., int]:
+    """Return a convergence test for the true residual that also ends after some seconds, the same on all ranks."""
     reasons = PETSc.KSP.ConvergedReason
 
     def test(ksp: Any, iteration: int, norm: float) -> int:
-        late = iteration % _CLOCK == 0 and time.perf_counter() > end
+        late = iteration % _CLOCK == 0 and watch.seconds() > limit
         if comm.size > 1 and iteration % _CLOCK == 0:
             late = comm.bcast(late)
         if not math.isfinite(norm):

@@ -79,7 +79,10 @@ def judge(entry: Mapping[str, Any]) -> Verdict:
     good = {
         name: arm
         for name, arm in entry["arms"].items()
-        if arm["state"] == "equal" and arm["setups"] and (entry["symmetric"] or not arm["symmetric"])
+        if arm["state"] == "equal"
+        and arm["setups"]
+        and (entry["symmetric"] or not arm["symmetric"])
+        and not _seen_once(entry, arm)
     }
     if entry["arms"] and all(arm["state"] == "skipped" for arm in entry["arms"].values()):
         return own("your solver is already the best: what else is safe for this matrix would take longer")
@@ -102,6 +105,11 @@ def judge(entry: Mapping[str, Any]) -> Verdict:
     if entry["values"] < entry["assemblies"] or (entry["values"] == 1 and entry["solves"] > 1):
         options[REUSE] = "1"
     return Verdict(entry, name, options, seconds, band)
+
+
+def _seen_once(entry: Mapping[str, Any], arm: Mapping[str, Any]) -> bool:
+    """Whether an iterative arm has solved one system of many, whose right-hand side may have been easy."""
+    return bool(arm["kind"] != "factor" and arm["systems"] < min(entry["solves"] - entry["failed"], 2))
 
 
 def report(verdicts: Sequence[Verdict], seconds: float, tuning: Mapping[str, float], command: str) -> Iterator[str]:
@@ -168,6 +176,8 @@ def _solver_lines(verdict: Verdict) -> Iterator[str]:
             note = f"set-up {statistics.median(arm['setups']):.3f} s, solve {statistics.median(arm['solves']):.4f} s"
             if arm["symmetric"] and not entry["symmetric"]:
                 note += ", but a later matrix is not symmetric"
+            if _seen_once(entry, arm):
+                note += ", but tried on one right-hand side only"
             rows.append((arm_name, f"{arm_seconds(entry, arm):9.3f} s", f"{note}, {arm['iterations']} iterations"))
         else:
             rows.append((arm_name, "          -", f"{arm['state']}: {arm['why']}"))

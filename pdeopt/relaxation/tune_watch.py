@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SETTINGS = "PDEOPT_TUNE_SETTINGS"
 # Name of our record in petsc4py's dictionary of a KSP, which lives as long as the PETSc object does.
 _ATTRIBUTE = "pdeopt_tune"
-# Wall seconds that a solver has taken in all below which nothing is tried: clocks would decide.
+# Seconds that a solver has taken in all below which nothing is tried: clocks would decide.
 _FEWEST_SECONDS = 0.01
 # With budget 1, exploring may take as long as the script's own solves so far and, so that a script with one solve can
 # be tuned, this many seconds and first solves more.
@@ -32,6 +32,10 @@ _ROUGH, _OFTEN, _ROUGHER = 2.0, 8, 5.0
 _UNTRIED = {"state": "skipped"}
 # Arms that stay in the race after the first round.
 _SURVIVORS = 3
+# Seconds from one ledger to the next: what a script that is killed leaves.
+_LEDGER_SECONDS = 1.0
+# Nonlinear solvers that set up the preconditioner before they call the KSP: its seconds are not those of a solve.
+_SET_UP_BEFORE = ("vinewtonrsls",)
 
 
 class Entry:
@@ -56,6 +60,7 @@ class Entry:
         self.seconds = 0.0
         self.first = 0.0  # seconds of the first solve that was replayed
         self.symmetric = True
+        self.definite = True  # as far as a symmetric factorisation has told
         self.kept = ""  # why the script's solver stays
         self.samples: list[float] = []  # seconds of the script's solves that were replayed
         self.arms: dict[str, dict[str, Any]] = {}
@@ -68,7 +73,7 @@ class _Solver:
         self.entry, self.watch, self.reader = entry, watch, reader
         self.features: Any = None
         self.arms: dict[str, Any] = {}
-        self.streak = 0  # solves with the present values
+        self.streak = self.values = 0  # solves with the present values; how often these were new
         self.start: Any = None
         self.b: Any = None
 
@@ -89,9 +94,10 @@ class Tuner:
         self.PETSc = overlay.PETSc
         self._overlay = overlay
         self._budget = float(settings["budget"])
-        self._path = os.path.join(settings["folder"], f"{os.uname().nodename}-{os.getpid()}.json")
-        self._entries: dict[str, Entry] = {}
-        self._callers: list[tuple[str, int]] = []  # kind and handle of the solvers that run
+        self._folder = settings["folder"]
+        self._entries: dict[tuple[str, int], Entry] = {}  # by name and number of ranks
+        self._callers: list[tuple[str, Any]] = []  # kind of the solvers that run, and these
+        self._written = -math.inf
         self._seconds = {"looking": 0.0, "trying": 0.0}
         self._unreached: set[str] = set()
         self._replay: ModuleType | None = None
@@ -102,8 +108,8 @@ class Tuner:
 
     def before(self, call: "overlay_watch.Call") -> None:
         """Note who calls whom, and what the solve would overwrite. Collective: as the solver is."""
-        inside = self._callers[-1][0] if self._callers else ""
-        self._callers.append((call.kind, call.solver.handle))
+        inside, caller = self._callers[-1] if self._callers else ("", None)
+        self._callers.append((call.kind, call.solver))
         if call.kind != "KSP" or inside == "KSP":
             return
         if call.method != "solve":
@@ -111,14 +117,14 @@ class Tuner:
             return
         began = time.perf_counter()
         try:
-            self._prepare(call, inside)
+            self._prepare(call, inside, caller)
         except Exception as error:
             self._give_up(call, error)
         self._seconds["looking"] += time.perf_counter() - began
 
     def after(self, call: "overlay_watch.Call") -> None:
         """Note what the solve took, and try others on it. Collective: as the solver is."""
-        while self._callers and self._callers.pop() != (call.kind, call.solver.handle):
+        while self._callers and self._callers.pop()[1].handle != call.solver.handle:
             pass  # the end of a solve that failed inside a SNES, TS or TAO was not told
         if call.kind != "KSP" or (self._callers and self._callers[-1][0] == "KSP"):
             return
@@ -136,6 +142,7 @@ class Tuner:
 
     def write(self) -> None:
         """Leave the ledger for the process that launched the script. Collective: no."""
+        self._written = time.perf_counter()
         if self.PETSc.COMM_WORLD.getRank() != 0:
             return
         record = {
@@ -143,28 +150,33 @@ class Tuner:
             "seconds": self._seconds,
             "unreached": sorted(self._unreached),
         }
-        temporary = self._path + ".part"
+        path = os.path.join(self._folder, f"{os.uname().nodename}-{os.getpid()}.json")  # of the child, after a fork
+        temporary = path + ".part"
         try:
             with open(temporary, "w") as file:
                 json.dump(record, file)
-            os.replace(temporary, self._path)
+            os.replace(temporary, path)
         except OSError as error:
             self._warn(f"the ledger cannot be written: {error}")
 
     # --- one solve ---
 
-    def _prepare(self, call: "overlay_watch.Call", inside: str) -> None:
+    def _prepare(self, call: "overlay_watch.Call", inside: str, caller: Any) -> None:
         self._load()
         ksp = call.solver
         solver = ksp.getAttr(_ATTRIBUTE)
         if solver is None:
             prefix = ksp.getOptionsPrefix() or ""
             key = prefix or call.site
-            entry = self._entries.setdefault(key, Entry(key, prefix, call.site, inside))
+            name = key, ksp.getComm().getSize()
+            entry = self._entries.setdefault(name, Entry(key, prefix, call.site, inside))
             assert self._reuse is not None
             assert self._features is not None
             solver = _Solver(entry, self._reuse.ValueWatch(), self._features.FeatureReader())
             ksp.setAttr(_ATTRIBUTE, solver)
+        snes = caller.getSNES() if inside == "TS" else caller
+        if inside in ("SNES", "TS") and snes.getType() in _SET_UP_BEFORE:
+            solver.entry.kept = f"{snes.getType()} sets it up before the solve, so how long it takes cannot be told"
         b, x = call.arguments[:2]
         if ksp.getInitialGuessNonzero():
             solver.start = x.copy()
@@ -186,6 +198,7 @@ class Tuner:
         fresh = change is not None and change.fresh
         entry.assemblies += change is not None
         entry.values += fresh
+        solver.values += fresh
         solver.streak = 1 if fresh else solver.streak + 1
         if solver.features is None or (fresh and change.kind != "scaled"):
             if change is not None and change.kind == "pattern":
@@ -193,18 +206,17 @@ class Tuner:
             solver.features = solver.reader.read(matrix, solver.watch.vector, solver.watch.image)
             entry.features = str(solver.features)
             entry.symmetric &= solver.features.symmetric
-        if entry.kept:
-            return
-        comm = matrix.getComm().tompi4py()
-        first = not entry.samples
-        long_enough = entry.seconds >= _FEWEST_SECONDS
-        new_values = fresh and entry.values & (entry.values - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
-        again = solver.streak in (_OFTEN, 4 * _OFTEN, 16 * _OFTEN)
-        if comm.bcast(long_enough and (first or new_values or again)):
-            self._round(call, solver, again and not (first or new_values))
+        new_values = not entry.samples or (fresh and _is_power_of_two(entry.values))
+        new_right_side = _is_power_of_two(entry.solves)
+        often = solver.streak in (_OFTEN, 4 * _OFTEN, 16 * _OFTEN)
+        wanted = not entry.kept and entry.seconds >= _FEWEST_SECONDS and (new_values or new_right_side or often)
+        if matrix.getComm().tompi4py().bcast(wanted):
+            self._round(call, solver, new_values, often)
+            self.write()
+        elif time.perf_counter() - self._written > _LEDGER_SECONDS:
             self.write()
 
-    def _round(self, call: "overlay_watch.Call", solver: _Solver, only_factors: bool) -> None:
+    def _round(self, call: "overlay_watch.Call", solver: _Solver, new_values: bool, often: bool) -> None:
         """Solve a system again by what is in the race. Collective: yes."""
         replay, entry = self._replay, solver.entry
         assert replay is not None
@@ -212,7 +224,10 @@ class Tuner:
         comm = matrix.getComm().tompi4py()
         b, x = call.arguments[:2]
         seconds = float(comm.bcast(call.seconds))
-        system = replay.System(call.solver, matrix, solver.b or b, x, solver.start, seconds, solver.features)
+        right_side = solver.b or b
+        system = replay.System(
+            call.solver, matrix, right_side, x, solver.start, seconds, solver.features, solver.values
+        )
         if system.norm == 0.0:
             return
         entry.kept = replay.reason_to_keep(system)
@@ -220,8 +235,8 @@ class Tuner:
             return
         entry.first = entry.first or seconds
         entry.samples.append(seconds)
-        best = seconds
-        for choice in self._racers(solver, only_factors):
+        best = max(seconds, entry.seconds / entry.solves)  # its solves share a set-up
+        for choice in self._racers(solver, new_values, often):
             spent = comm.bcast((self._seconds["trying"], self._allowance(), entry.seconds, solver.watch.product))
             if spent[0] >= spent[1]:
                 break
@@ -235,26 +250,39 @@ class Tuner:
             began = time.perf_counter()
             trial = self._attempt(solver, choice, system, limit)
             self._seconds["trying"] += time.perf_counter() - began
-            if trial.state == "equal":
+            if trial.state == "equal" and new_values:
                 best = min(best, trial.setup + trial.solve)
-        self._confirm(solver, system)
+        self._leave_out_indefinite(entry)
+        if new_values or often:
+            self._confirm(solver, system)
         leading = self._leading(entry)[:_SURVIVORS]
         for name, arm in solver.arms.items():
             if name not in leading:
                 arm.release()
 
-    def _racers(self, solver: _Solver, only_factors: bool) -> list[Any]:
-        """Return what to try now: all arms first, later those that were as accurate, and those not tried yet."""
+    def _racers(self, solver: _Solver, new_values: bool, often: bool) -> list[Any]:
+        """Return what to try now.
+
+        With new values all arms first, later those that were as accurate and those not tried yet; with another
+        right-hand side the former, since one may happen to be easy; where the same values come often factorisations.
+        """
         assert self._replay is not None
         entry = solver.entry
         leading = self._leading(entry)
         choices = {choice.name: choice for choice in self._replay.arms(solver.features)}
         for name in [name for name in entry.arms if name not in choices]:
             entry.arms[name]["state"] = entry.arms[name]["state"].replace("equal", "not for a later matrix")
-        again = [] if only_factors else leading[:_SURVIVORS]
-        names = [name for name in again if name in choices]
-        names += [name for name in choices if entry.arms.get(name, _UNTRIED)["state"] == "skipped"]
-        return [choices[name] for name in names if not only_factors or choices[name].kind == "factor"]
+        untried = [name for name in choices if entry.arms.get(name, _UNTRIED)["state"] == "skipped"]
+        if not new_values:
+            untried = [name for name in untried if often and choices[name].kind == "factor"]
+        return [choices[name] for name in (*leading[:_SURVIVORS], *untried) if name in choices]
+
+    def _leave_out_indefinite(self, entry: Entry) -> None:
+        """Take arms for definite matrices out of the race once one was not: another right-hand side would tell."""
+        assert self._replay is not None
+        for record in entry.arms.values():
+            if not entry.definite and record["state"] == "equal" and self._replay.needs_definiteness(record["options"]):
+                record.update(state="wrong", why="the matrix has negative eigenvalues: not for each right-hand side")
 
     def _confirm(self, solver: _Solver, system: Any) -> None:
         """Time the best arm once more: the least of many noisy timings is too good. Collective: yes."""
@@ -282,20 +310,27 @@ class Tuner:
             options = entry.arms.get(choice.name, {}).get("options") or self._replay.options_for(choice, system)
             solver.arms[choice.name] = self._replay.Arm(choice, dict(options))
         arm = solver.arms[choice.name]
-        was_set_up = arm.ksp is not None
+        values = arm.values
         trial = arm.attempt(system, limit, self._overlay.layer._read)
         record = self._record(entry, choice)
         record.update(options=arm.options, state=trial.state, why=trial.why, iterations=trial.iterations)
+        entry.definite &= trial.negative == 0
         if trial.state == "equal":
-            record["updates" if was_set_up else "setups"].append(trial.setup)
+            if trial.fresh or values != solver.values:
+                record["setups" if trial.fresh else "updates"].append(trial.setup)
             record["solves"].append(trial.solve)
+            if record["last"] != entry.solves:
+                record.update(systems=record["systems"] + 1, last=entry.solves)
         return trial
 
     def _record(self, entry: Entry, choice: Any) -> dict[str, Any]:
         """Return the record of an arm."""
         assert self._replay is not None
         symmetric = self._replay.needs_symmetry(choice.options)
-        fresh = {"setups": [], "updates": [], "solves": [], "symmetric": symmetric, "iterations": 0}
+        fresh = {
+            "kind": choice.kind, "symmetric": symmetric, "setups": [], "updates": [], "solves": [], "iterations": 0,
+            "systems": 0, "last": 0,
+        }  # fmt: skip
         return entry.arms.setdefault(choice.name, fresh)
 
     def _leading(self, entry: Entry) -> list[str]:
@@ -339,6 +374,10 @@ class Tuner:
         if self._replay is None:
             folder = os.path.dirname(os.path.abspath(__file__))
             self._replay, self._reuse, self._features = import_beside(folder, "tune_replay", "reuse", "features")
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
 
 
 def import_beside(folder: str, *names: str) -> list[ModuleType]:

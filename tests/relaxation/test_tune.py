@@ -340,7 +340,7 @@ def test_what_the_script_told_mumps_stays_in_force():
 def entry(**changes):
     arm = {
         "options": {"ksp_type": "cg", "pc_type": "jacobi"},
-        "setups": [0.1, 0.1], "updates": [], "solves": [0.01, 0.01], "symmetric": True,
+        "kind": "incomplete", "setups": [0.1, 0.1], "updates": [], "solves": [0.01, 0.01], "symmetric": True, "systems": 2,
         "state": "equal", "why": "", "iterations": 5,
     }  # fmt: skip
     base = {
