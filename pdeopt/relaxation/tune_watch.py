@@ -207,7 +207,7 @@ class Tuner:
             entry.features = str(solver.features)
             entry.symmetric &= solver.features.symmetric
         new_values = not entry.samples or (fresh and _is_power_of_two(entry.values))
-        new_right_side = _is_power_of_two(entry.solves)
+        new_right_side = _is_power_of_two(entry.solves) or self._leader_is_new(entry)
         often = solver.streak in (_OFTEN, 4 * _OFTEN, 16 * _OFTEN)
         wanted = not entry.kept and entry.seconds >= _FEWEST_SECONDS and (new_values or new_right_side or often)
         if matrix.getComm().tompi4py().bcast(wanted):
@@ -342,6 +342,11 @@ class Tuner:
 
         good = [name for name, record in entry.arms.items() if record["state"] == "equal" and record["setups"]]
         return sorted(good, key=lambda name: total(entry.arms[name]))
+
+    def _leader_is_new(self, entry: Entry) -> bool:
+        """Whether the best arm has seen one system only, and may see another in the time that there is."""
+        leading = self._leading(entry)
+        return bool(leading and entry.arms[leading[0]]["systems"] < 2 and self._seconds["trying"] < self._allowance())
 
     # --- small things ---
 
