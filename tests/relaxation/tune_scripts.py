@@ -17,8 +17,8 @@ import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
 
-def from_coo(n, rows, columns, values):
-    A = PETSc.Mat().createAIJ((n, n))
+def from_coo(n, rows, columns, values, comm=None):
+    A = PETSc.Mat().createAIJ((n, n), comm=comm)
     A.setPreallocationCOO(rows.astype(PETSc.IntType), columns.astype(PETSc.IntType))
     A.setValuesCOO(values)
     return A
@@ -33,7 +33,7 @@ def five_point(m, convection=0.0, shift=0.0):
     return [np.concatenate(arrays) for arrays in zip(*parts)]
 
 def solver(prefix, A, **options):
-    ksp = PETSc.KSP().create()
+    ksp = PETSc.KSP().create(A.comm)
     ksp.setOptionsPrefix(prefix)
     ksp.setOperators(A)
     database = PETSc.Options(prefix)
