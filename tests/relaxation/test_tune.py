@@ -1,8 +1,10 @@
 """`pdeopt tune`: a script gets its own answers, and the report what would have been faster at equal accuracy."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from petsc4py import PETSc
 
@@ -186,6 +188,88 @@ def test_dolfinx_script_that_fails_on_two_ranks(folder, capfd):
     assert used == [solver["options"]["ksp_type"], solver["options"]["pc_type"]]
     assert used != own
     assert float(tuned_norm) == pytest.approx(float(norm), rel=1e-6)
+
+
+KILLED = (
+    tune_scripts.HEAD
+    + """
+import os
+import signal
+A = from_coo(70**2, *five_point(70))
+b, x = load(A)
+ksp = solver("slow_", A, ksp_type="preonly", pc_type="lu", pc_factor_mat_solver_type="petsc",
+             pc_factor_mat_ordering_type="natural")
+end, seen = time.perf_counter() + 1.6, 0
+while time.perf_counter() < end:
+    A.setValuesCOO(five_point(70)[2])
+    ksp.solve(b, x)
+    seen += time.perf_counter() < end - 1.2  # more than a second before the end
+print(seen, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+)
+
+
+def test_script_that_is_killed_is_reported_as_far_as_it_came(folder, capfd):
+    (folder / "killed.py").write_text(KILLED)
+    command = [sys.executable, "killed.py"]
+    status = tune.tune_script(
+        command, save=folder / "tuned.json", report=folder / "report", environment=tune_scripts.environment()
+    )
+    assert status == 128 + 9
+    report = (folder / "report").read_text()
+    assert "the script ended with status 137: what it did until then is all that was seen" in report
+    solves = int(re.search(r"(\d+) solves", tune_scripts.parts(report)["prefix slow_"]).group(1))
+    assert solves >= int(capfd.readouterr().out) > 0
+    assert [solver["prefix"] for solver in tune_report.load(folder / "tuned.json")] == ["slow_"]
+
+
+ALONE = """
+import sys
+import time
+from mpi4py import MPI
+from petsc4py import PETSc
+from pdeopt.relaxation import rule, tune_replay
+from pdeopt.relaxation.features import FeatureReader
+from pdeopt.relaxation.reuse import ValueWatch
+
+tune_replay._ALONE = 0.5
+A = PETSc.Mat().createAIJ((10, 10), nnz=1)
+for i in range(*A.getOwnershipRange()):
+    A[i, i] = 1.0 + i
+A.assemble()
+x, b = A.createVecs()
+x.set(1.0)
+A.mult(x, b)
+ksp = PETSc.KSP().create()
+ksp.setOperators(A)
+watch = ValueWatch()
+watch.compare(A)
+system = tune_replay.System(ksp, A, b, x, None, 1.0, FeatureReader().read(A, watch.vector, watch.image))
+arm = tune_replay.Arm(rule.jacobi(system.features), {"ksp_type": "cg", "pc_type": "jacobi"})
+for ranks in (0, 1), (1,):
+    def isolated(entries, function):
+        if MPI.COMM_WORLD.rank in ranks:
+            raise MemoryError("no room")
+        function()
+
+    trial = arm.attempt(system, 1.0, isolated)
+    print(trial.state, trial.why, flush=True)
+"""
+
+
+def test_error_on_one_rank_alone_ends_all_ranks(folder):
+    (folder / "alone.py").write_text(ALONE)
+    root = Path(tune.__file__).parents[2]
+    launcher = Path(sys.executable).with_name("mpiexec")
+    environment = tune_scripts.environment() | {"PYTHONPATH": str(root)}
+    job = subprocess.run(
+        [launcher, "-n", "2", sys.executable, "alone.py"], env=environment, capture_output=True, text=True, timeout=30,
+        check=False,
+    )  # fmt: skip
+    assert job.stdout.splitlines() == 2 * ["failed no room"]
+    assert job.returncode != 0
+    assert "pdeopt tune: rank 1 failed alone while trying CG with Jacobi: no room" in job.stderr
 
 
 def test_answers_are_compared_without_the_null_space():
