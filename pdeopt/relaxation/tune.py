@@ -134,12 +134,13 @@ def run_tuned(
 
 def _merged(ledgers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return one entry for each solver; if several processes had one of the same name, that which took longest."""
-    entries: dict[str, Mapping[str, Any]] = {}
+    entries: dict[tuple[str, int], Mapping[str, Any]] = {}
     for ledger in ledgers:
         for entry in ledger["entries"]:
-            known = entries.get(entry["key"])
+            name = entry["key"], entry["ranks"]
+            known = entries.get(name)
             if known is None or entry["seconds"] > known["seconds"]:
-                entries[entry["key"]] = entry
+                entries[name] = entry
     return list(entries.values())
 
 

@@ -220,6 +220,9 @@ def save(path: pathlib.Path, verdicts: Iterable[Verdict]) -> None:
 
     Collective: no.
     """
+    # Of two under one name, on other numbers of ranks, the one that saves more.
+    worst_first = sorted(verdicts, key=lambda verdict: verdict.entry["seconds"] - verdict.seconds)
+    advised = {verdict.entry["prefix"] or verdict.entry["site"]: verdict for verdict in worst_first if verdict.arm}
     solvers = [
         {
             "prefix": verdict.entry["prefix"],
@@ -230,8 +233,7 @@ def save(path: pathlib.Path, verdicts: Iterable[Verdict]) -> None:
             "ranks": verdict.entry["ranks"],
             "size": verdict.entry["size"],
         }
-        for verdict in verdicts
-        if verdict.arm
+        for verdict in advised.values()
     ]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -33,7 +33,7 @@ _UNTRIED = {"state": "skipped"}
 # Arms that stay in the race after the first round.
 _SURVIVORS = 3
 # Seconds from one ledger to the next: what a script that is killed leaves.
-_LEDGER_SECONDS = 1.0
+_LEDGER_SECONDS = 0.25
 # Nonlinear solvers that set up the preconditioner before they call the KSP: its seconds are not those of a solve.
 _SET_UP_BEFORE = ("vinewtonrsls",)
 

@@ -199,12 +199,13 @@ A = from_coo(70**2, *five_point(70))
 b, x = load(A)
 ksp = solver("slow_", A, ksp_type="preonly", pc_type="lu", pc_factor_mat_solver_type="petsc",
              pc_factor_mat_ordering_type="natural")
-end, seen = time.perf_counter() + 1.6, 0
-while time.perf_counter() < end:
+# Solved again by others is the 2^k-th, and the end comes just before.
+times = [time.perf_counter()]
+while times[-1] < times[0] + 1.0 or len(times) & (len(times) - 1):
     A.setValuesCOO(five_point(70)[2])
     ksp.solve(b, x)
-    seen += time.perf_counter() < end - 1.2  # more than a second before the end
-print(seen, flush=True)
+    times.append(time.perf_counter())
+print(sum(end < times[-1] - 0.4 for end in times[1:]), len(times) // 2, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 )
@@ -220,7 +221,8 @@ def test_script_that_is_killed_is_reported_as_far_as_it_came(folder, capfd):
     report = (folder / "report").read_text()
     assert "the script ended with status 137: what it did until then is all that was seen" in report
     solves = int(re.search(r"(\d+) solves", tune_scripts.parts(report)["prefix slow_"]).group(1))
-    assert solves >= int(capfd.readouterr().out) > 0
+    until_shortly_before, until_others_were_tried = map(int, capfd.readouterr().out.split())
+    assert solves >= until_shortly_before > until_others_were_tried
     assert [solver["prefix"] for solver in tune_report.load(folder / "tuned.json")] == ["slow_"]
 
 
@@ -254,7 +256,8 @@ for ranks in (0, 1), (1,):
         function()
 
     trial = arm.attempt(system, 1.0, isolated)
-    print(trial.state, trial.why, flush=True)
+    if MPI.COMM_WORLD.rank == 0:
+        print(trial.state, trial.why, flush=True)
 """
 
 
@@ -267,7 +270,7 @@ def test_error_on_one_rank_alone_ends_all_ranks(folder):
         [launcher, "-n", "2", sys.executable, "alone.py"], env=environment, capture_output=True, text=True, timeout=30,
         check=False,
     )  # fmt: skip
-    assert job.stdout.splitlines() == 2 * ["failed no room"]
+    assert job.stdout.splitlines() == ["failed no room"]
     assert job.returncode != 0
     assert "pdeopt tune: rank 1 failed alone while trying CG with Jacobi: no room" in job.stderr
 

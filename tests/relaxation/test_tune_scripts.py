@@ -369,3 +369,5 @@ def test_script_on_two_ranks_does_what_it_does_alone(tmp_path):
     assert tuned == alone
     assert {"rank0", "rank1"} < alone[3].keys()
     assert "    own " in report.read_text()
+    assert report.read_text().count("unknowns on 2 ranks") == 2
+    assert report.read_text().count("unknowns on 1 ranks") == 1  # that of rank 0, which keeps the ledger
