@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from pdeopt.relaxation import overlay_options
 else:
     overlay_options = importlib.import_module("pdeopt.relaxation.overlay_options")
+
+
+# An error that not all ranks have met after as many seconds is one rank's alone: the others wait for it in PETSc.
+ALONE = 10.0
 
 
 class Stopwatch:
@@ -27,6 +32,24 @@ class Stopwatch:
     def seconds(self) -> float:
         """Return the seconds so far. Collective: no."""
         return min(time.perf_counter() - self._wall, time.process_time() - self._processor)
+
+
+def meet(comm: Any, deed: str, error: str) -> None:
+    """Wait for the other ranks; end all if an error has hit this one alone, since they would wait forever.
+
+    Nearly all errors hit all ranks: MUMPS and PETSc agree on what goes wrong in the numbers. An allocation may fail on
+    one. Collective: yes.
+    """
+    everybody = comm.Ibarrier()
+    if not error:
+        everybody.Wait()
+        return
+    end = time.perf_counter() + ALONE
+    while not everybody.Test():
+        if time.perf_counter() > end:
+            os.write(2, f"pdeopt tune: rank {comm.rank} failed alone while {deed}: {error}\n".encode())
+            comm.Abort(1)
+        time.sleep(0.01)
 
 
 class Call:

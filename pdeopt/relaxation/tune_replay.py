@@ -5,8 +5,6 @@ Runs in the script's process, on whose options and objects it leaves no trace.
 
 import dataclasses
 import math
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from pdeopt.relaxation import rule
 from pdeopt.relaxation.features import MatrixFeatures
-from pdeopt.relaxation.overlay_watch import Stopwatch
+from pdeopt.relaxation.overlay_watch import Stopwatch, meet
 from pdeopt.relaxation.rule import Choice
 
 # Relative residuals below this are equal: what solvers of a script call exact.
@@ -33,8 +31,6 @@ PATIENCE = 1.25
 SHORTEST = 0.005
 # Iterations from one look at the clock to the next, which on several ranks takes a broadcast.
 _CLOCK = 8
-# An error that not all ranks have met after as many seconds is one rank's alone: the others wait for it in PETSc.
-_ALONE = 10.0
 
 PREFIX = "pdeopt_tune_"
 State = Literal["equal", "wrong", "slow", "failed"]
@@ -276,7 +272,7 @@ class Arm:
             isolated(entries, lambda: self._solve(system, x, limit, clock))
         except Exception as caught:
             error = (str(caught).strip().splitlines() or [""])[-1].rpartition("]")[2].strip() or type(caught).__name__
-        _meet(comm, self.choice.name, error)
+        meet(comm, f"trying {self.choice.name}", error)
         error = next(filter(None, comm.allgather(error)), "")
         if error:
             x.destroy()
@@ -331,25 +327,6 @@ class Arm:
         if self.ksp is not None:
             self.ksp.destroy()
             self.ksp = None
-
-
-def _meet(comm: Any, name: str, error: str) -> None:
-    """Wait for the other ranks; end all if an error has hit this one alone, since they would wait forever.
-
-    Nearly all errors hit all ranks: MUMPS and PETSc agree on what goes wrong in the numbers. An allocation may fail on
-    one. Collective: yes.
-    """
-    everybody = comm.Ibarrier()
-    if not error:
-        everybody.Wait()
-        return
-    end = time.perf_counter() + _ALONE
-    while not everybody.Test():
-        if time.perf_counter() > end:
-            sys.stderr.write(f"pdeopt tune: rank {comm.rank} failed alone while trying {name}: {error}\n")
-            sys.stderr.flush()
-            comm.Abort(1)
-        time.sleep(0.01)
 
 
 def _test(comm: Any, target: float, watch: Stopwatch, limit: float) -> Callable[..., int]:

@@ -76,6 +76,7 @@ class _Solver:
         self.streak = self.values = 0  # solves with the present values; how often these were new
         self.start: Any = None
         self.b: Any = None
+        self.off = False  # looking at it has failed
 
 
 class Tuner:
@@ -96,7 +97,9 @@ class Tuner:
         self._budget = float(settings["budget"])
         self._folder = settings["folder"]
         self._entries: dict[tuple[str, int], Entry] = {}  # by name and number of ranks
-        self._callers: list[tuple[str, Any]] = []  # kind of the solvers that run, and these
+        # Kinds of the solvers that run, these, and what went wrong in here before they began.
+        self._callers: list[tuple[str, Any, list[Exception]]] = []
+        self._said: set[str] = set()
         self._written = -math.inf
         self._seconds = {"looking": 0.0, "trying": 0.0}
         self._unreached: set[str] = set()
@@ -108,8 +111,9 @@ class Tuner:
 
     def before(self, call: "overlay_watch.Call") -> None:
         """Note who calls whom, and what the solve would overwrite. Collective: as the solver is."""
-        inside, caller = self._callers[-1] if self._callers else ("", None)
-        self._callers.append((call.kind, call.solver))
+        inside, caller, _ = self._callers[-1] if self._callers else ("", None, [])
+        errors: list[Exception] = []
+        self._callers.append((call.kind, call.solver, errors))
         if call.kind != "KSP" or inside == "KSP":
             return
         if call.method != "solve":
@@ -119,24 +123,34 @@ class Tuner:
         try:
             self._prepare(call, inside, caller)
         except Exception as error:
-            self._give_up(call, error)
+            errors.append(error)
         self._seconds["looking"] += time.perf_counter() - began
 
     def after(self, call: "overlay_watch.Call") -> None:
         """Note what the solve took, and try others on it. Collective: as the solver is."""
-        while self._callers and self._callers.pop()[1].handle != call.solver.handle:
-            pass  # the end of a solve that failed inside a SNES, TS or TAO was not told
-        if call.kind != "KSP" or (self._callers and self._callers[-1][0] == "KSP"):
+        errors: list[Exception] = []
+        while self._callers:
+            _, ended, errors = self._callers.pop()
+            if ended.handle == call.solver.handle:
+                break  # the end of a solve that failed inside a SNES, TS or TAO was not told
+        if call.kind != "KSP" or (self._callers and self._callers[-1][0] == "KSP") or call.method != "solve":
             return
         solver = call.solver.getAttr(_ATTRIBUTE)
-        if solver is None or call.method != "solve":
+        if call.failed:  # perhaps on this rank alone
+            if solver is not None:
+                solver.entry.solves += 1
+                solver.entry.failed += 1
+                solver.entry.seconds += call.seconds
+            return
+        if solver is not None and solver.off:
             return
         began, trying = time.perf_counter(), self._seconds["trying"]
-        try:
-            self._note(call, solver)
-        except Exception as error:
-            self._give_up(call, error)
-        solver.start = solver.b = None
+        if not errors:
+            try:
+                self._note(call, solver)
+            except Exception as error:
+                errors.append(error)
+        self._agree(call, solver, errors)
         elapsed = time.perf_counter() - began
         self._seconds["looking"] += elapsed - (self._seconds["trying"] - trying)
 
@@ -174,6 +188,8 @@ class Tuner:
             assert self._features is not None
             solver = _Solver(entry, self._reuse.ValueWatch(), self._features.FeatureReader())
             ksp.setAttr(_ATTRIBUTE, solver)
+        if solver.off:
+            return
         snes = caller.getSNES() if inside == "TS" else caller
         if inside in ("SNES", "TS") and snes.getType() in _SET_UP_BEFORE:
             solver.entry.kept = f"{snes.getType()} sets it up before the solve, so how long it takes cannot be told"
@@ -187,7 +203,7 @@ class Tuner:
         entry, ksp = solver.entry, call.solver
         entry.solves += 1
         entry.seconds += call.seconds
-        if call.failed or ksp.getConvergedReason() < 0:
+        if ksp.getConvergedReason() < 0:
             entry.failed += 1
             return
         matrix, _ = ksp.getOperators()
@@ -361,17 +377,26 @@ class Tuner:
         text = f"{ksp.getType()} + {pc.getType()}"
         return f"{text} ({pc.getFactorSolverType()})" if pc.getType() in ("lu", "cholesky") else text
 
-    def _give_up(self, call: "overlay_watch.Call", error: Exception) -> None:
-        """Leave this solver alone from now on."""
-        solver = call.solver.getAttr(_ATTRIBUTE)
+    def _agree(self, call: "overlay_watch.Call", solver: "_Solver | None", errors: list[Exception]) -> None:
+        """Leave a solver alone from now on if looking at it has failed on any rank. Collective: yes."""
         name = solver.entry.key if solver is not None else call.site
-        text = " ".join(str(error).split())
+        text = "".join(f"{type(error).__name__}: {' '.join(str(error).split())}" for error in errors)
+        comm = call.solver.getComm().tompi4py()
+        if comm.size > 1:
+            sys.modules["pdeopt.relaxation.overlay_watch"].meet(comm, f"looking at {name}", text)
+            text = next(filter(None, comm.allgather(text)), "")
         if solver is not None:
-            solver.entry.kept = f"looking at it failed: {type(error).__name__}: {text}"
-        self._warn(f"{name} is not tuned: {type(error).__name__}: {text}")
+            solver.start = solver.b = None
+        if not text:
+            return
+        if solver is not None:
+            solver.off, solver.arms = True, {}
+            solver.entry.kept = f"looking at it failed: {text}"
+        self._warn(f"{name} is not tuned: {text}")
 
     def _warn(self, text: str) -> None:
-        if self.PETSc.COMM_WORLD.getRank() == 0 and sys.stderr is not None:
+        if text not in self._said and self.PETSc.COMM_WORLD.getRank() == 0 and sys.stderr is not None:
+            self._said.add(text)
             sys.stderr.write(f"pdeopt tune: {text}\n")
 
     def _load(self) -> None:

@@ -231,11 +231,11 @@ import sys
 import time
 from mpi4py import MPI
 from petsc4py import PETSc
-from pdeopt.relaxation import rule, tune_replay
+from pdeopt.relaxation import overlay_watch, rule, tune_replay
 from pdeopt.relaxation.features import FeatureReader
 from pdeopt.relaxation.reuse import ValueWatch
 
-tune_replay._ALONE = 0.5
+overlay_watch.ALONE = 0.5
 A = PETSc.Mat().createAIJ((10, 10), nnz=1)
 for i in range(*A.getOwnershipRange()):
     A[i, i] = 1.0 + i
