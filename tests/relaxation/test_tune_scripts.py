@@ -261,8 +261,10 @@ SCRIPTS = {
             print("child", x.norm(), flush=True)
             os._exit(7)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            print(pool.map(abs, [-1, -2]))
+        child = multiprocessing.get_context("fork").Process(target=print, args=["forked"], kwargs={"flush": True})
+        child.start()
+        child.join()
+        print(child.exitcode)
         """,
         [],
         0,
@@ -277,8 +279,10 @@ SCRIPTS = {
             return x.norm()
         if __name__ == "__main__":
             print(tuned()[2].norm())
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                print(pool.map(norm, [1.0, 2.0]))
+            pool = multiprocessing.get_context("spawn").Pool(1)
+            print(pool.map(norm, [1.0, 2.0]))
+            pool.close()
+            pool.join()
         """,
         [],
         0,
