@@ -226,7 +226,9 @@ class Tuner:
         new_right_side = _is_power_of_two(entry.solves) or self._leader_is_new(entry)
         often = solver.streak in (_OFTEN, 4 * _OFTEN, 16 * _OFTEN)
         wanted = not entry.kept and entry.seconds >= _FEWEST_SECONDS and (new_values or new_right_side or often)
-        if matrix.getComm().tompi4py().bcast(wanted):
+        # The first rank decides: another may know solvers of the same name that only it has.
+        wanted, new_values, often = matrix.getComm().tompi4py().bcast((wanted, new_values, often))
+        if wanted:
             self._round(call, solver, new_values, often)
             self.write()
         elif time.perf_counter() - self._written > _LEDGER_SECONDS:
@@ -239,7 +241,7 @@ class Tuner:
         matrix, _ = call.solver.getOperators()
         comm = matrix.getComm().tompi4py()
         b, x = call.arguments[:2]
-        seconds = float(comm.bcast(call.seconds))
+        seconds, mean = comm.bcast((call.seconds, entry.seconds / entry.solves))
         right_side = solver.b or b
         system = replay.System(
             call.solver, matrix, right_side, x, solver.start, seconds, solver.features, solver.values
@@ -251,7 +253,7 @@ class Tuner:
             return
         entry.first = entry.first or seconds
         entry.samples.append(seconds)
-        best = max(seconds, entry.seconds / entry.solves)  # its solves share a set-up
+        best = max(seconds, mean)  # its solves share a set-up
         for choice in self._racers(solver, new_values, often):
             spent = comm.bcast((self._seconds["trying"], self._allowance(), entry.seconds, solver.watch.product))
             if spent[0] >= spent[1]:
@@ -261,8 +263,10 @@ class Tuner:
                 limit = math.inf  # it cannot be cut short, and its second solve costs next to nothing
                 available = (_ROUGH if solver.streak < _OFTEN else _ROUGHER) * max(spent[2], replay.SHORTEST)
                 if not (system.direct or replay.worth_a_factorisation(solver.features, spent[3], available)):
-                    self._record(entry, choice).update(state="skipped", why=f"predicted to take over {available:.2g} s")
-                    continue
+                    if entry.arms.get(choice.name, _UNTRIED)["state"] != "equal":
+                        why = f"predicted to take over {available:.2g} s"
+                        self._record(entry, choice).update(state="skipped", why=why)
+                        continue
             began = time.perf_counter()
             trial = self._attempt(solver, choice, system, limit)
             self._seconds["trying"] += time.perf_counter() - began
