@@ -262,11 +262,10 @@ class Tuner:
             if choice.kind == "factor":
                 limit = math.inf  # it cannot be cut short, and its second solve costs next to nothing
                 available = (_ROUGH if solver.streak < _OFTEN else _ROUGHER) * max(spent[2], replay.SHORTEST)
-                if not (system.direct or replay.worth_a_factorisation(solver.features, spent[3], available)):
-                    if entry.arms.get(choice.name, _UNTRIED)["state"] != "equal":
-                        why = f"predicted to take over {available:.2g} s"
-                        self._record(entry, choice).update(state="skipped", why=why)
-                        continue
+                known = system.direct or entry.arms.get(choice.name, _UNTRIED)["state"] == "equal"
+                if not (known or replay.worth_a_factorisation(solver.features, spent[3], available)):
+                    self._record(entry, choice).update(state="skipped", why=f"predicted to take over {available:.2g} s")
+                    continue
             began = time.perf_counter()
             trial = self._attempt(solver, choice, system, limit)
             self._seconds["trying"] += time.perf_counter() - began
