@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pdeopt.report import InputError
@@ -200,8 +200,15 @@ def _python(value: str) -> str:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def save(path: pathlib.Path, verdicts: Iterable[Verdict]) -> None:
+def save(path: pathlib.Path, verdicts: Sequence[Verdict], seconds: float, tuning: Mapping[str, float]) -> None:
     """Write the advised solvers; whoever reads sees the old file or the new one, never a part.
+
+    Parameters
+    ----------
+    path
+        The file.
+    verdicts, seconds, tuning
+        As for `report`; the seconds are kept for the record.
 
     Raises
     ------
@@ -225,7 +232,10 @@ def save(path: pathlib.Path, verdicts: Iterable[Verdict]) -> None:
     ]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps({"format": FORMAT, "solvers": solvers}, indent=2) + "\n")
+        linear = sum(verdict.entry["seconds"] for verdict in verdicts)
+        spent = {"script": seconds - sum(tuning.values()), "linear solves": linear, **tuning}
+        content = {"format": FORMAT, "seconds": spent, "seen": len(verdicts), "solvers": solvers}
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"--save {path} cannot be written ({error.strerror}): name another file") from error
