@@ -92,11 +92,11 @@ def run(seconds, solves, announced=0, incumbent="CG with ICC(3)"):
 def test_nobody_is_tried_before_thirty_solves_unless_they_are_announced():
     others = {choice.name for choice in challengers(PLANE, Choice("CG with ICC(3)", "incomplete", {}, ""), 0.5)}
     assert 1 <= len(others) <= 2
-    names, _, _ = run(lambda step, name: 0.1, 60)
+    names, _, _ = run(lambda step, name: 0.1, 90)
     assert set(names[:FIRST]) == {"CG with ICC(3)"}
     assert set(names) - {"CG with ICC(3)"} <= others
     assert set(names[FIRST:]) - {"CG with ICC(3)"}
-    names, _, _ = run(lambda step, name: 0.1, 40, announced=200)
+    names, _, _ = run(lambda step, name: 0.1, 90, announced=200)
     assert set(names[:FEW]) == {"CG with ICC(3)"}
     assert set(names[FEW:]) - {"CG with ICC(3)"}
 
