@@ -62,10 +62,10 @@ def tune_script(
         )  # fmt: skip
         seconds = time.perf_counter() - began
         ledgers = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
-    verdicts = [tune_report.judge(entry) for entry in _merged(ledgers)]
-    lines = ["no linear solve was seen"]
     names = ("looking", "trying")
     tuning = {name: max((ledger["seconds"][name] for ledger in ledgers), default=0.0) for name in names}
+    verdicts = [tune_report.judge(entry, seconds - sum(tuning.values())) for entry in _merged(ledgers)]
+    lines = ["no linear solve was seen"]
     if verdicts:
         words = ["pdeopt", "run", "--tuned", str(save), *([] if ranks is None else ["-n", str(ranks)]), "--", *command]
         again = shlex.join(words) if save is not None else ""

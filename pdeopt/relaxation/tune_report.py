@@ -14,6 +14,8 @@ from pdeopt.report import InputError
 FORMAT = "pdeopt tuned solvers 1"
 # A gain below this is none: what the clock of a quiet machine cannot tell from noise, and a script need not care about.
 LEAST_GAIN = 1.1
+# A solver that saves less than this share of the whole script's seconds is not advised: the script would not be faster.
+LEAST_SHARE = 0.02
 # Relative spread of seconds that is assumed where a solve was timed only once.
 SPREAD = 0.1
 # Option that keeps a preconditioner; `pdeopt run --tuned` compares the values of the matrix before it does.
@@ -66,8 +68,8 @@ def arm_seconds(
     return float(setup + max(entry["values"] - 1, 0) * update + entry["solves"] * solve)
 
 
-def judge(entry: Mapping[str, Any]) -> Verdict:
-    """Return the verdict on one solver. Collective: no."""
+def judge(entry: Mapping[str, Any], script: float = 0.0) -> Verdict:
+    """Return the verdict on one solver of a script that takes as many wall seconds without tuning. Collective: no."""
 
     def own(why: str) -> Verdict:
         return Verdict(entry, "", {}, float(entry["seconds"]), (1.0, 1.0), why)
@@ -98,6 +100,9 @@ def judge(entry: Mapping[str, Any]) -> Verdict:
     )
     if gain < LEAST_GAIN or band[0] < 1.0:
         return own("your solver is already the best")
+    saved = entry["seconds"] - seconds
+    if saved < LEAST_SHARE * script:
+        return own(f"your solver is good enough: {name} would save {saved:.3f} s of {script:.2f} s")
     options = dict(arm["options"])
     if entry["values"] < entry["assemblies"] or (entry["values"] == 1 and entry["solves"] > 1):
         options[REUSE] = "1"
