@@ -44,7 +44,7 @@ _HOPELESS, _TRIALS = 4.0, 20
 
 def measure(study: Study, quick: bool) -> None:
     """Line 4: total seconds over those of the best arm in hindsight. Collective: yes."""
-    cells, steps = (24, 12) if quick else (100, 200)
+    cells, steps = (24, 12) if quick else (150, 200)
     seeds = range(study.settings.seed, study.settings.seed + (1 if quick else 2))
     chosen = families(study.comm, cells, steps)
     if quick:

@@ -8,6 +8,10 @@ from petsctools.options import Options
 
 from pdeopt.report import InputError, OptionError
 
+_TRUTH = (
+    {"": True} | dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+)
+
 
 def read_settings[Settings](given: Settings, prefix: str | None, group: str) -> Settings:
     """Return settings with what the options say in the place of what was given.
@@ -42,10 +46,17 @@ def read_settings[Settings](given: Settings, prefix: str | None, group: str) -> 
         kind = type(getattr(given, field))
         value = options[name]  # this also tells PETSc that the option is used
         try:
-            values[field] = kind(value) if isinstance(value, str) else value
-        except ValueError as error:
+            values[field] = _converted(value, kind) if isinstance(value, str) else value
+        except (ValueError, KeyError) as error:
             raise OptionError(f"option {full} is {value!r}: give it a value of type {kind.__name__}") from error
     try:
         return dataclasses.replace(given, **values)  # type: ignore[type-var]
     except InputError as error:
         raise OptionError(f"options -{prefix or ''}{group}...: {error}") from error
+
+
+def _converted(value: str, kind: type) -> Any:
+    """Return a text as a value of a type; truth as PETSc writes it."""
+    if kind is bool:
+        return _TRUTH[value.lower()]
+    return kind(value)

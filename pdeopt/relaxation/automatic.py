@@ -38,6 +38,8 @@ class AutoSettings:
     def __post_init__(self) -> None:
         if not 0.0 < self.direct_rtol < 1.0:
             raise InputError(f"direct_rtol is {self.direct_rtol}: it is a relative residual, between 0 and 1")
+        if self.solves < 0:
+            raise InputError(f"solves is {self.solves}: it is the number of solves that will follow, 0 if unknown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,10 @@ class AutoKSP(Automatic):
     factors go on as a preconditioner while that is cheaper, and otherwise the symbolic work is kept. Once the solves
     with the same values have cost what a factorisation saves, the matrix is factored.
 
+    Where the matrix changes from solve to solve, a bandit takes over once 30 solves are behind it: the rule's choice
+    and at most two others, cheaper or stronger ones, compete in seconds (`pdeopt.relaxation.race`). Trying the others
+    is paid from 3 % of the seconds so far; whoever takes too long is cut off, and the best one goes on from there.
+
     The choice does not change the answer. The tolerance of the KSP is met by the *true* residual, computed after each
     solve; a choice that breaks down, stagnates or raises is given up within the same solve, for the next one and in
     the end for LU by MUMPS, and not tried again on this matrix. Saddle-point, indefinite and singular systems are left
@@ -79,6 +85,10 @@ class AutoKSP(Automatic):
     ------------------------------------
     ``-ksp_auto_direct_rtol`` : 1e-12
         Relative residual that stands for a factorisation.
+    ``-ksp_auto_learn`` : true
+        Whether others than the rule's choice are tried.
+    ``-ksp_auto_solves`` : 0
+        Number of solves that will follow, if it is known: from 30 on, others are tried after the third.
 
     The chosen solver has the prefix ``auto_``: ``-auto_ksp_monitor`` watches it, and ``-auto_pc_type gamg`` or any
     other option wins over the rule, but for tolerances, which are those of the KSP.
@@ -103,7 +113,8 @@ class AutoKSP(Automatic):
     fallbacks, unsolved
         How often a choice was given up, and solves that failed in the end.
     seconds
-        Wall seconds on this rank: ``"features"``, ``"setup"``, ``"solve"``, ``"verify"``.
+        Wall seconds on this rank: ``"features"``, ``"setup"``, ``"solve"``, ``"verify"``, and of these what trying
+        others has lost, ``"exploring"``.
 
     Raises
     ------
@@ -117,6 +128,7 @@ class AutoKSP(Automatic):
         self._solvers: dict[str, Held] = {}
         self._held: Held | None = None  # the one of the present choice
         self._race, self._racing = Race(self.settings.solves), False
+        self._chosen_by_user = False
         self._rhs: PETSc.Vec | None = None  # a copy, for PETSc locks it while it solves
         self._residual: PETSc.Vec | None = None
         self._step: PETSc.Vec | None = None
@@ -136,6 +148,8 @@ class AutoKSP(Automatic):
         """Read the options under the prefix of the solver. Collective: no."""
         self.settings = read_settings(self.settings, ksp.getOptionsPrefix(), "ksp_auto_")
         self._race = Race(self.settings.solves)
+        inner = PETSc.Options((ksp.getOptionsPrefix() or "") + "auto_")
+        self._chosen_by_user = inner.hasName("pc_type") or inner.hasName("ksp_type")
 
     def setUp(self, ksp: PETSc.KSP) -> None:
         """Keep PETSc from setting up the preconditioner that is not used. Collective: yes."""
@@ -247,6 +261,7 @@ class AutoKSP(Automatic):
             self.settings.learn
             and self._chooser.change.kind in ("values", "pattern")
             and best.kind in ("incomplete", "multigrid")
+            and not self._chosen_by_user
         )
         if not self._racing:
             return best

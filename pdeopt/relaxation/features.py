@@ -23,12 +23,13 @@ ZERO_DIAGONAL = 1e-10
 # p.Ap / p.Dp of constants p, D the diagonal of A; the mesh width to the power d - 1 for Dirichlet problems.
 NEARLY_SINGULAR = 1e-12
 # Rows that a ball in the matrix graph may hold at most: what measuring the dimension costs.
-BALL_ROWS = 400
+BALL_ROWS = 1000
 # Rows from which balls are worth their time; below, the number of entries has to do: a node of linear tetrahedra has
 # more neighbours than one of quadratic triangles.
 FEWEST_ROWS, ENTRIES_IN_SPACE = 4000, 11.8
-# Growth from which a graph counts as three-dimensional; boundaries flatten the balls of small grids.
-THREE_DIMENSIONAL = 2.43
+# Growth from which a graph counts as three-dimensional: the largest of several rows, as boundaries flatten spheres.
+# Measured: up to 2.47 for elements of degree 1 to 4 in the plane, from 2.6 on for degrees 1 and 2 in space.
+THREE_DIMENSIONAL = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class MatrixFeatures:
     entries_per_row
         Mean number of stored entries.
     dimension
-        1, 2 or 3: how balls in the graph of A grow. That is what fill depends on; a thin bar is one-dimensional.
+        1, 2 or 3: how spheres in the graph of A grow. That is what fill depends on; a thin bar is one-dimensional.
     symmetric
         Whether A = A^T up to rounding.
     diagonal
@@ -255,7 +256,7 @@ class FeatureReader:
         kernel: Literal["none", "attached", "constants"] = "none"
         if nullspace.handle:
             kernel = "attached"
-        elif abs(curvature) <= NEARLY_SINGULAR * trace:
+        elif abs(curvature) <= NEARLY_SINGULAR * trace and trace > 0.0:  # no row is coupled in a diagonal matrix
             kernel = "constants"
         return MatrixFeatures(
             assembled=True,
@@ -273,7 +274,7 @@ class FeatureReader:
 
 
 def _dimension(matrix: PETSc.Mat, neighbours: float) -> int:
-    """Return how balls grow in the graph of rank 0's part: 1, 2 or 3. Collective: yes."""
+    """Return how spheres grow in the graph of rank 0's part: 1, 2 or 3. Collective: yes."""
     block = matrix.getDiagonalBlock() if matrix.getComm().getSize() > 1 else matrix
 
     def measure() -> int:
@@ -281,21 +282,23 @@ def _dimension(matrix: PETSc.Mat, neighbours: float) -> int:
             return 3 if neighbours > ENTRIES_IN_SPACE else 2
         pointers, columns = block.getRowIJ()
         rows = len(pointers) - 1
-        growths = [_growth(pointers, columns, rows * part // 6) for part in (2, 3, 4)]
-        growth = float(np.median(growths))
+        growth = max(_growth(pointers, columns, rows * part // 12) for part in (3, 5, 6, 7, 9))
         return 3 if growth > THREE_DIMENSIONAL else 2 if growth > 1.5 else 1
 
     return on_root(matrix.getComm().tompi4py(), measure)
 
 
 def _growth(pointers: npt.NDArray[np.int32], columns: npt.NDArray[np.int32], seed: int) -> float:
-    """Return d such that balls around a row grow like those of a d-dimensional grid."""
+    """Return d such that spheres around a row of the graph grow like r^(d-1), from radius h to 2h.
+
+    Shells tell more than balls: of the latter, those of elements of high degree begin with a large neighbourhood.
+    """
     rows = len(pointers) - 1
     seen, last = np.zeros(rows, dtype=bool), np.empty(rows, dtype=np.intp)
     seen[seed] = True
     front = np.array([seed])
     sizes = [1]
-    while sizes[-1] < min(rows // 8, BALL_ROWS):
+    while sum(sizes) < min(rows // 8, BALL_ROWS):
         counts = pointers[front + 1] - pointers[front]
         places = np.repeat(pointers[front] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
         neighbours = columns[places + np.arange(places.size)]
@@ -306,10 +309,6 @@ def _growth(pointers: npt.NDArray[np.int32], columns: npt.NDArray[np.int32], see
         if front.size == 0:
             break
         seen[front] = True
-        sizes.append(sizes[-1] + front.size)
-    radius = len(sizes) - 1
-    if radius < 2:
-        return 3.0
-    half = radius // 2
-    # A ball of radius r in a d-dimensional grid has about (2 r + 1)^d points.
-    return math.log(sizes[2 * half] / sizes[half]) / math.log((4 * half + 1) / (2 * half + 1))
+        sizes.append(front.size)
+    half = (len(sizes) - 1) // 2
+    return 1.0 + math.log2(sizes[2 * half] / sizes[half]) if half else 3.0

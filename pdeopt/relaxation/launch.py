@@ -15,6 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pdeopt._startup import _THREAD_VARIABLES
 from pdeopt.report import InputError, LauncherError, OptionError
 
+_SOLVER_TYPE = "pc_factor_mat_solver_type"
+# Packages that order the unknowns themselves unless PETSc does it for them.
+_ORDERING_PACKAGES = ("mumps", "superlu_dist", "superlu", "umfpack", "cholmod", "klu", "strumpack", "pastix")
 _HOOKS = pathlib.Path(__file__).with_name("hooks")
 
 
@@ -96,11 +99,25 @@ def run_script(
         raise InputError("no command: write it after --, as in `pdeopt run -- python script.py`")
     words = list(command) if ranks is None else [*_launcher(command[0], ranks), *command]
     with tempfile.TemporaryDirectory(prefix="pdeopt-run-") as folder:
-        settings = {"options": dict(options), "folder": folder, "watcher": watcher}
+        settings = {"options": _with_orderings(options), "folder": folder, "watcher": watcher}
         status = _wait(words, _environment(os.environ if environment is None else environment, settings))
         for line in _remarks(pathlib.Path(folder), options, status):
             sys.stderr.write(f"pdeopt run: {line}\n")
     return status
+
+
+def _with_orderings(options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options, and for each package that factors, that it orders the unknowns itself.
+
+    A preconditioner that the script has set to PETSc's own factorisation keeps its ordering when the package changes;
+    then MUMPS takes that one, without a look at the values, and may need fifty times as long.
+    """
+    result = dict(options)
+    for name, package in options.items():
+        ordering = name.removesuffix(_SOLVER_TYPE) + "pc_factor_mat_ordering_type"
+        if name.endswith(_SOLVER_TYPE) and package in _ORDERING_PACKAGES:
+            result.setdefault(ordering, "external")
+    return result
 
 
 def _launcher(program: str, ranks: int) -> list[str]:

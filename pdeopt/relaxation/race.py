@@ -15,7 +15,7 @@ from pdeopt.relaxation.rule import Choice, challengers, factor_products
 # announced, a few give a mean to compare with.
 FIRST, FEW = 30, 3
 # Share of all seconds of solves that exploring may have lost.
-SHARE = 0.05
+SHARE = 0.03
 # A challenger may iterate until it has taken about this multiple of the seconds of the best choice.
 PATIENCE = 1.5
 # Seconds of an update over those of the first set-up, which has symbolic work and interpolation in it, at best.
@@ -26,7 +26,7 @@ FAILED = 2.0
 LEAST_SPREAD = 0.1
 # Cumulative deviations that make the race begin anew, and solves before they count. A false alarm costs a few trials,
 # which have to be paid for; a late one costs solves by what has become the wrong choice.
-ALARM, WARM_UP = 8.0, 8
+ALARM, WARM_UP = 12.0, 8
 # Products with the matrix that take the time of one iteration, at least; of a set-up of multigrid, about.
 _PRODUCTS = {"incomplete": 1.5, "multigrid": 6.0, "factor": math.inf, "own": math.inf}
 _MULTIGRID_SETUP = 150.0

@@ -231,6 +231,7 @@ def _factor(kind: str) -> dict[str, str]:
         "ksp_type": "fgmres",
         "pc_type": kind,
         "pc_factor_mat_solver_type": "mumps",
+        "pc_factor_mat_ordering_type": "external",  # not what a script has chosen for PETSc's own factors
         "mat_mumps_icntl_14": "50",
     }
 

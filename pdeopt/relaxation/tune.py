@@ -62,10 +62,11 @@ def tune_script(
         )  # fmt: skip
         seconds = time.perf_counter() - began
         ledgers = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
-    verdicts = [tune_report.judge(entry) for entry in _merged(ledgers)]
+    names = ("looking", "trying")
+    tuning = {name: max((ledger["seconds"][name] for ledger in ledgers), default=0.0) for name in names}
+    verdicts = [tune_report.judge(entry, seconds - sum(tuning.values())) for entry in _merged(ledgers)]
     lines = ["no linear solve was seen"]
     if verdicts:
-        tuning = {name: max(ledger["seconds"][name] for ledger in ledgers) for name in ("looking", "trying")}
         words = ["pdeopt", "run", "--tuned", str(save), *([] if ranks is None else ["-n", str(ranks)]), "--", *command]
         again = shlex.join(words) if save is not None else ""
         lines = list(tune_report.report(verdicts, seconds, tuning, again))
@@ -76,7 +77,7 @@ def tune_script(
         lines.append(f"the script ended with status {status}: what it did until then is all that was seen")
     _publish(lines, report)
     if save is not None:
-        tune_report.save(save, verdicts)
+        tune_report.save(save, verdicts, seconds, tuning)
     return status
 
 

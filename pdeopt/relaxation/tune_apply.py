@@ -21,6 +21,7 @@ _PREFIX = "pdeopt_rescue_"
 _RESCUE = {
     "ksp_type": "fgmres", "ksp_pc_side": "right", "ksp_norm_type": "unpreconditioned", "ksp_rtol": "1e-10",
     "ksp_max_it": "50", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps", "mat_mumps_icntl_14": "50",
+    "pc_factor_mat_ordering_type": "external",
 }  # fmt: skip
 
 

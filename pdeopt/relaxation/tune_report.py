@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pdeopt.report import InputError
@@ -14,6 +14,8 @@ from pdeopt.report import InputError
 FORMAT = "pdeopt tuned solvers 1"
 # A gain below this is none: what the clock of a quiet machine cannot tell from noise, and a script need not care about.
 LEAST_GAIN = 1.1
+# A solver that saves less than this share of the whole script's seconds is not advised: the script would not be faster.
+LEAST_SHARE = 0.02
 # Relative spread of seconds that is assumed where a solve was timed only once.
 SPREAD = 0.1
 # Option that keeps a preconditioner; `pdeopt run --tuned` compares the values of the matrix before it does.
@@ -66,8 +68,8 @@ def arm_seconds(
     return float(setup + max(entry["values"] - 1, 0) * update + entry["solves"] * solve)
 
 
-def judge(entry: Mapping[str, Any]) -> Verdict:
-    """Return the verdict on one solver. Collective: no."""
+def judge(entry: Mapping[str, Any], script: float = 0.0) -> Verdict:
+    """Return the verdict on one solver of a script that takes as many wall seconds without tuning. Collective: no."""
 
     def own(why: str) -> Verdict:
         return Verdict(entry, "", {}, float(entry["seconds"]), (1.0, 1.0), why)
@@ -101,6 +103,9 @@ def judge(entry: Mapping[str, Any]) -> Verdict:
     )
     if gain < LEAST_GAIN or band[0] < 1.0:
         return own("your solver is already the best")
+    saved = entry["seconds"] - seconds
+    if saved < LEAST_SHARE * script:
+        return own(f"your solver is good enough: {name} would save {saved:.3f} s of {script:.2f} s")
     options = dict(arm["options"])
     if entry["values"] < entry["assemblies"] or (entry["values"] == 1 and entry["solves"] > 1):
         options[REUSE] = "1"
@@ -210,8 +215,15 @@ def _python(value: str) -> str:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def save(path: pathlib.Path, verdicts: Iterable[Verdict]) -> None:
+def save(path: pathlib.Path, verdicts: Sequence[Verdict], seconds: float, tuning: Mapping[str, float]) -> None:
     """Write the advised solvers; whoever reads sees the old file or the new one, never a part.
+
+    Parameters
+    ----------
+    path
+        The file.
+    verdicts, seconds, tuning
+        As for `report`; the seconds are kept for the record.
 
     Raises
     ------
@@ -237,7 +249,10 @@ def save(path: pathlib.Path, verdicts: Iterable[Verdict]) -> None:
     ]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps({"format": FORMAT, "solvers": solvers}, indent=2) + "\n")
+        linear = sum(verdict.entry["seconds"] for verdict in verdicts)
+        spent = {"script": seconds - sum(tuning.values()), "linear solves": linear, **tuning}
+        content = {"format": FORMAT, "seconds": spent, "seen": len(verdicts), "solvers": solvers}
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"--save {path} cannot be written ({error.strerror}): name another file") from error

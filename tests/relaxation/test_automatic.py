@@ -427,9 +427,14 @@ def test_settings_of_the_script_are_kept_and_bad_ones_named():
     assert context._held.ksp.getPC().getType() == "jacobi"
     ksp.destroy()
     database.delValue(f"{PREFIX}auto_pc_type")
+    ksp, context = solver(A, options={"ksp_auto_learn": "0", "ksp_auto_solves": "200"})
+    assert (context.settings.learn, context.settings.solves) == (False, 200)
+    ksp.destroy()
     for name, value, said in (
         ("direkt_rtol", "1e-3", "did you mean -pdeopt_test_ksp_auto_direct_rtol"),
         ("direct_rtol", "2", "is 2"),
+        ("solves", "-1", "solves is -1"),
+        ("learn", "perhaps", "value of type bool"),
     ):
         with pytest.raises(PETSc.Error) as caught:
             solver(A, options={f"ksp_auto_{name}": value})

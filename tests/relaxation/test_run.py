@@ -463,6 +463,26 @@ def test_watchers_see_each_solve_and_cannot_break_one(run, folder):
     assert err[0].startswith("pdeopt run: the overlay failed and is off from here: AttributeError")
 
 
+ORDERED = """
+ksp = solver("mine_", "preonly", "lu")
+ksp.getPC().setFactorSolverType("petsc")
+ksp.getPC().setFactorOrdering("natural")
+PETSc.Options()["mine_pc_factor_mat_ordering_type"] = "natural"
+ksp.setFromOptions()
+ksp.solve(b, x)
+print(ksp.getPC().getFactorSolverType(), ksp.getPC().getFactorMatrix().getMumpsIcntl(7))
+"""
+
+
+def test_another_package_does_not_inherit_the_ordering_of_petscs_own_factors(run):
+    # ICNTL(7) = 1 is an ordering given from outside.
+    given = "-pc_factor_mat_solver_type mumps -pc_factor_mat_ordering_type natural"
+    for options, ordering in (("-pc_factor_mat_solver_type mumps", "7"), (given, "1")):
+        status, out, err = run(HEAD + ORDERED, options)
+        assert (status, err) == (0, [])
+        assert out == [f"mumps {ordering}"]
+
+
 def test_watching_needs_an_overlay():
     with pytest.raises(RuntimeError, match="pdeopt run"):
         overlay.watch(print)

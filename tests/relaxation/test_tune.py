@@ -316,6 +316,9 @@ def test_verdicts():
     assert not tune_report.judge(entry(symmetric=False)).arm
     assert tune_report.judge(entry(seconds=2.3)).why == "your solver is already the best"  # 1.095 times
     assert tune_report.judge(entry(seconds=2.4)).arm
+    assert tune_report.judge(entry(seconds=2.4), script=20.0).why.startswith(
+        "your solver is good enough: arm would save 0.3"
+    )
     assert tune_report.judge(entry(kept="singular")).why == "kept: singular"
     # A gain that is within the spread of its own timings is none.
     noisy = entry(seconds=2.6)
