@@ -141,7 +141,8 @@ def seen(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PYTHONPATH", str(folder))
-        patch.setattr(tune_report, "judge", lambda entry: verdicts.setdefault(entry["prefix"], judge(entry)))
+        # The solvers share a script of seconds: each is judged as if it were alone.
+        patch.setattr(tune_report, "judge", lambda entry, _: verdicts.setdefault(entry["prefix"], judge(entry)))
         command = ["sh", "-c", f"exec {sys.executable} script.py > out"]
         status = tune.tune_script(command, None, 5.0, None, folder / "report", tune_scripts.environment())
     assert status == 0
@@ -191,7 +192,7 @@ def test_trap_04_what_the_script_tells_mumps_stays_in_force(seen, tmp_path):
         assert arm["options"].items() >= given.items()
     assert arms["LU by MUMPS"]["state"] == "equal"
     verdict = tune_report.judge(entry | {"seconds": 100.0})
-    tune_report.save(tmp_path / "tuned.json", [verdict])
+    tune_report.save(tmp_path / "tuned.json", [verdict], 1.0, {})
     (saved,) = tune_report.load(tmp_path / "tuned.json")
     assert saved["options"].items() >= given.items()
 
