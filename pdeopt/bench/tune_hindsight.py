@@ -45,13 +45,13 @@ _HOPELESS, _TRIALS = 4.0, 20
 def measure(study: Study, quick: bool) -> None:
     """Line 4: total seconds over those of the best arm in hindsight. Collective: yes."""
     cells, steps = (24, 12) if quick else (150, 200)
-    seeds = range(study.settings.seed, study.settings.seed + (1 if quick else 2))
+    seeds = range(study.settings.seed, study.settings.seed + (1 if quick else 3))
     chosen = families(study.comm, cells, steps)
     if quick:
         chosen = dict(list(chosen.items())[:2])
     found = {"rule": [], "learning": []}  # type: dict[str, list[float]]
     for name, (make, change) in chosen.items():
-        for seed in seeds:
+        for seed in seeds[:1]:
             say(study.comm, f"  {name}, seed {seed}")
             seconds, learner = replay(make(), change, steps, seed)
             best = min((arm for arm in seconds if arm not in found), key=lambda arm: float(np.sum(seconds[arm])))

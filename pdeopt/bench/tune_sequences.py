@@ -127,7 +127,7 @@ def families(comm: MPI.Comm, cells: int, steps: int) -> Mapping[str, tuple[Calla
         return Sequence(dolfinx.mesh.create_unit_cube(comm, side, side, side))
 
     def beam() -> Sequence:
-        short = max(round(side / 2.4), 2)
+        short = max(round(side / 3.5), 2)
         mesh = dolfinx.mesh.create_box(comm, [[0.0, 0.0, 0.0], [4.0, 1.0, 1.0]], [4 * short, short, short])
         return Sequence(mesh, elastic=True)
 
