@@ -90,6 +90,11 @@ def judge(entry: Mapping[str, Any], script: float = 0.0) -> Verdict:
         return own("your solver is already the best: what else is safe for this matrix would take longer")
     if not entry["arms"]:
         return own("nothing could be tried in the time that --budget allows")
+    if not good and any(arm["state"] == "wrong" and "solution differs" in arm["why"] for arm in entry["arms"].values()):
+        return own(
+            "your solver stays: others give other answers, by as much as is said above; if your tolerance is a loose one,"
+            " tighten it and tune again"
+        )
     if not good:
         return own("your solver is already the best: nothing that was tried is as accurate and as fast")
     name = min(good, key=lambda name: arm_seconds(entry, good[name]))
@@ -175,6 +180,8 @@ def _solver_lines(verdict: Verdict) -> Iterator[str]:
         f"  {entry['solves']} solves{failures}, {entry['iterations']} iterations, {entry['seconds']:.3f} s; the matrix"
         f" was assembled {entry['assemblies']} times, with new values {entry['values']} times"
     )
+    if entry["failed"]:
+        yield f"  {entry['failed']} of its solves did not converge: what the script goes on with is no solution"
     rows = [("own", f"{entry['seconds']:9.3f} s", "")] if entry["arms"] else []
     for arm_name, arm in entry["arms"].items():
         if arm["setups"] and arm["state"] == "equal":
