@@ -106,6 +106,17 @@ def run_script(
     return status
 
 
+def run_plain(command: Sequence[str], ranks: int | None = None, environment: Mapping[str, str] | None = None) -> int:
+    """Run a command as `run_script` does, without anything laid over it: as if pdeopt were not there.
+
+    Collective: no.
+    """
+    if not command:
+        raise InputError("no command: write it after --, as in `pdeopt run -- python script.py`")
+    words = list(command) if ranks is None else [*_launcher(command[0], ranks), *command]
+    return _wait(words, _without_our_limits(os.environ if environment is None else environment))
+
+
 def _with_orderings(options: Mapping[str, str]) -> dict[str, str]:
     """Return the options, and for each package that factors, that it orders the unknowns itself.
 
@@ -135,17 +146,23 @@ def _launcher(program: str, ranks: int) -> list[str]:
 
 def _environment(base: Mapping[str, str], settings: Mapping[str, object]) -> dict[str, str]:
     """Return the environment of the child."""
+    environment = _without_our_limits(base)
+    return environment | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_HOOKS), environment.get("PYTHONPATH")])),
+        "PDEOPT_RUN_FOLDER": str(settings["folder"]),
+        "PDEOPT_RUN_SETTINGS": json.dumps(settings),
+    }
+
+
+def _without_our_limits(base: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the thread limits that importing pdeopt has set here."""
     environment = dict(base)
     with contextlib.suppress(OSError):  # not Linux: the limits stay
         at_start = pathlib.Path("/proc/self/environ").read_bytes().split(b"\0")
         for name in _THREAD_VARIABLES:
             if environment.get(name) == "1" and f"{name}=1".encode() not in at_start:
                 del environment[name]
-    return environment | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(_HOOKS), environment.get("PYTHONPATH")])),
-        "PDEOPT_RUN_FOLDER": str(settings["folder"]),
-        "PDEOPT_RUN_SETTINGS": json.dumps(settings),
-    }
+    return environment
 
 
 def _wait(words: Sequence[str], environment: Mapping[str, str]) -> int:

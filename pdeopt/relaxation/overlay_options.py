@@ -62,6 +62,7 @@ class OptionLayer:
         self.PETSc = PETSc
         self.options = dict(options)
         self.used: set[str] = set()
+        self.replaced = False  # whether a type of the script's own was one that this PETSc lacks
         self.depth = 0  # solves that run now and in which another one would belong to a preconditioner
         self.prefixes_pushed = 0
         self._set_from_options = set_from_options
@@ -126,6 +127,7 @@ class OptionLayer:
         nearest = substitutes.nearest(family, name) if isinstance(name, str) else None
         if nearest is None:
             return name
+        self.replaced = True
         prefix = solver.getOptionsPrefix()
         where = f" (solver {prefix})" if prefix else ""
         self._warn(f"this PETSc has no {family}_type {name}: {nearest} instead{where}")
@@ -243,6 +245,7 @@ class OptionLayer:
             nearest = substitutes.nearest(family, value) if family else None
             pushed = self._pushed_prefix()
             if nearest is not None and name.startswith(pushed):
+                self.replaced = True
                 options.setValue(name.removeprefix(pushed), nearest)
                 for other in self._script_options(name.removesuffix("type") + value):
                     options.hasName(other)  # counts as reading it: PETSc would print on stdout that nothing did

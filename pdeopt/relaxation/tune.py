@@ -77,7 +77,8 @@ def tune_script(
         lines.append(f"the script ended with status {status}: what it did until then is all that was seen")
     _publish(lines, report)
     if save is not None:
-        tune_report.save(save, verdicts, seconds, tuning)
+        plain = not any(ledger["replaced"] for ledger in ledgers)
+        tune_report.save(save, verdicts, seconds, tuning, plain)
     return status
 
 
@@ -90,7 +91,8 @@ def run_tuned(
 ) -> int:
     """Run a command with the solvers that `tune_script` saved.
 
-    A solver is recognised by its prefix, or without one by the place in the script where it first solves.
+    A solver is recognised by its prefix, or without one by the place in the script where it first solves. If there is
+    nothing to replace, the command runs as if pdeopt were not there.
 
     Parameters
     ----------
@@ -113,6 +115,8 @@ def run_tuned(
 
     Collective: no.
     """
+    if not options and tune_report.is_plain(tuned):
+        return launch.run_plain(command, ranks, environment)
     laid: dict[str, str] = {}
     sites: dict[str, dict[str, str]] = {}
     names, kept = [], []

@@ -222,7 +222,9 @@ def _python(value: str) -> str:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def save(path: pathlib.Path, verdicts: Sequence[Verdict], seconds: float, tuning: Mapping[str, float]) -> None:
+def save(
+    path: pathlib.Path, verdicts: Sequence[Verdict], seconds: float, tuning: Mapping[str, float], plain: bool = False
+) -> None:
     """Write the advised solvers; whoever reads sees the old file or the new one, never a part.
 
     Parameters
@@ -231,6 +233,8 @@ def save(path: pathlib.Path, verdicts: Sequence[Verdict], seconds: float, tuning
         The file.
     verdicts, seconds, tuning
         As for `report`; the seconds are kept for the record.
+    plain
+        Whether the script runs without pdeopt: no type of its own had to be replaced.
 
     Raises
     ------
@@ -258,7 +262,7 @@ def save(path: pathlib.Path, verdicts: Sequence[Verdict], seconds: float, tuning
     try:
         linear = sum(verdict.entry["seconds"] for verdict in verdicts)
         spent = {"script": seconds - sum(tuning.values()), "linear solves": linear, **tuning}
-        content = {"format": FORMAT, "seconds": spent, "seen": len(verdicts), "solvers": solvers}
+        content = {"format": FORMAT, "seconds": spent, "seen": len(verdicts), "plain": plain, "solvers": solvers}
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(temporary, path)
     except OSError as error:
@@ -288,6 +292,11 @@ def load(path: pathlib.Path) -> list[dict[str, Any]]:
     if not known or not all(_is_solver(solver) for solver in content["solvers"]):
         raise InputError(f"--tuned {path} does not hold tuned solvers: {advice}")
     return list(content["solvers"])
+
+
+def is_plain(path: pathlib.Path) -> bool:
+    """Whether a file that `save` wrote advises nothing, for a script that runs without pdeopt. Collective: no."""
+    return not load(path) and json.loads(path.read_text()).get("plain") is True
 
 
 def _is_solver(solver: object) -> bool:

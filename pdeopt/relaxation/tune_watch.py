@@ -163,6 +163,7 @@ class Tuner:
             "entries": [vars(entry) for entry in self._entries.values()],
             "seconds": self._seconds,
             "unreached": sorted(self._unreached),
+            "replaced": self._overlay.layer.replaced,
         }
         path = os.path.join(self._folder, f"{os.uname().nodename}-{os.getpid()}.json")  # of the child, after a fork
         temporary = path + ".part"
