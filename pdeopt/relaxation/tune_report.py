@@ -92,7 +92,7 @@ def judge(entry: Mapping[str, Any], script: float = 0.0) -> Verdict:
         return own("nothing could be tried in the time that --budget allows")
     if not good and any(arm["state"] == "wrong" and "solution differs" in arm["why"] for arm in entry["arms"].values()):
         return own(
-            "your solver stays: others give other answers, by as much as is said above; if your tolerance is a loose one,"
+            "your solver stays: others give other answers, by as much as is said above; if your tolerance is loose,"
             " tighten it and tune again"
         )
     if not good:

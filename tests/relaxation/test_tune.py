@@ -345,12 +345,12 @@ def test_script_with_nothing_to_gain_runs_as_if_pdeopt_were_not_there(folder, ca
     saved = folder / "tuned.json"
     names = [sys.executable, "-c", "import os; print(sorted(name for name in os.environ if 'PDEOPT' in name))"]
     tune_report.save(saved, [], 1.0, {"looking": 0.0, "trying": 0.0}, plain=True)
-    assert tune.run_tuned(names, saved, {}, environment=environment()) == 0
+    assert tune.run_tuned(names, saved, {}, environment=tune_scripts.environment()) == 0
     assert capfd.readouterr() == ("[]\n", "")
     # A script whose types this PETSc lacks cannot do without.
     tune_report.save(saved, [], 1.0, {"looking": 0.0, "trying": 0.0}, plain=False)
-    assert tune.run_tuned(names, saved, {}, environment=environment()) == 0
+    assert tune.run_tuned(names, saved, {}, environment=tune_scripts.environment()) == 0
     assert "PDEOPT_RUN_FOLDER" in capfd.readouterr().out
     tune_report.save(saved, [], 1.0, {"looking": 0.0, "trying": 0.0}, plain=True)
-    assert tune.run_tuned(names, saved, {"ksp_rtol": "1e-3"}, environment=environment()) == 0
+    assert tune.run_tuned(names, saved, {"ksp_rtol": "1e-3"}, environment=tune_scripts.environment()) == 0
     assert "PDEOPT_RUN_FOLDER" in capfd.readouterr().out
