@@ -202,8 +202,10 @@ def test_arms_that_fail_cost_one_retry_and_all_ranks_play_the_same(monkeypatch):
         names = {picked for _, picked, _ in played}
         assert names > {"CG with ICC(3)"}
         assert context.unsolved == 0
-        for name in ("broken", "starved"):
+        for name in context.failed:
             assert sum(picked == name for _, picked, _ in played) <= 1
+        if comm.size == 1 and "starved" in names:  # divided among ranks the factors fit
+            assert "starved" in context.failed
         if bad[0] is BROKEN:
             assert "broken" in context.failed
             assert "slow" not in context.failed  # it was only slow
