@@ -9,7 +9,7 @@ from petsc4py import PETSc
 import numpy as np
 import pytest
 
-from pdeopt.relaxation import race, rule
+from pdeopt.relaxation import automatic, race, rule
 from pdeopt.relaxation.automatic import AutoKSP, AutoSettings
 from pdeopt.relaxation.bounds import LowerConfidenceBounds
 from pdeopt.relaxation.features import MatrixFeatures
@@ -180,6 +180,8 @@ def test_arms_that_fail_cost_one_retry_and_all_ranks_play_the_same(monkeypatch):
     side, solves = 60, 48
     for bad in ([BROKEN, SLOW], [DIVERGING, STARVED]):
         monkeypatch.setattr(race, "challengers", lambda *arguments, bad=bad: bad)
+        # On a busy machine solves take so long that a factorisation seems to pay for each: then nobody races.
+        monkeypatch.setattr(automatic, "factor_pays", lambda *arguments: False)
         monkeypatch.setattr(race, "SHARE", 10.0)  # times are short here, and a set-up that fails takes many of them
         A, fill = laplacian(side, comm)
         ksp, context = PETSc.KSP().create(comm), AutoKSP(AutoSettings(solves=200))
@@ -202,10 +204,9 @@ def test_arms_that_fail_cost_one_retry_and_all_ranks_play_the_same(monkeypatch):
         names = {picked for _, picked, _ in played}
         assert names > {"CG with ICC(3)"}
         assert context.unsolved == 0
-        for name in context.failed:
+        for name in ("broken", "starved"):
             assert sum(picked == name for _, picked, _ in played) <= 1
-        if comm.size == 1 and "starved" in names:  # divided among ranks the factors fit
-            assert "starved" in context.failed
+            assert (name in context.failed) == (name in names)
         if bad[0] is BROKEN:
             assert "broken" in context.failed
             assert "slow" not in context.failed  # it was only slow
