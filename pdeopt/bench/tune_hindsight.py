@@ -51,7 +51,7 @@ def measure(study: Study, quick: bool) -> None:
         chosen = dict(list(chosen.items())[:2])
     found = {"rule": [], "learning": []}  # type: dict[str, list[float]]
     for name, (make, change) in chosen.items():
-        for seed in seeds[:1]:
+        for seed in seeds[:2]:
             say(study.comm, f"  {name}, seed {seed}")
             seconds, learner = replay(make(), change, steps, seed)
             best = min((arm for arm in seconds if arm not in found), key=lambda arm: float(np.sum(seconds[arm])))

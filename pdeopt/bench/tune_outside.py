@@ -38,7 +38,7 @@ def measure(study: Study, quick: bool) -> None:
     if not scripts:
         say(study.comm, f"  none: {FOLDER} names no folder of scripts")
         return
-    repeat = 1 if quick else min(study.settings.repeat, 2)
+    repeat = 1 if quick else min(study.settings.repeat, 3)
     alone = [_row(study, script, 1, None, repeat) for script in scripts]
     seconds = {str(row["script"]): number(row, "script s") for row in alone if "script s" in row}
     stepping = [script for script in scripts if '"STEPS"' in script.read_text() and script.stem in seconds]

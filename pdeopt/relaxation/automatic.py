@@ -13,6 +13,7 @@ from pdeopt.relaxation._auto_solver import Automatic, Held, build, print_report,
 from pdeopt.relaxation._automatic_pc import AutoPC
 from pdeopt.relaxation._options import read_settings
 from pdeopt.relaxation.features import MatrixFeatures, from_root, is_assembled, slowest
+from pdeopt.relaxation.overlay_watch import Stopwatch
 from pdeopt.relaxation.race import Race, Sample
 from pdeopt.relaxation.rule import Choice, factor_pays, iteration_limit
 from pdeopt.report import InputError, SolveReport
@@ -69,7 +70,7 @@ class AutoKSP(Automatic):
 
     Where the matrix changes from solve to solve, a bandit takes over once 30 solves are behind it: the rule's choice
     and at most two others, cheaper or stronger ones, compete in seconds (`pdeopt.relaxation.race`). Trying the others
-    is paid from 3 % of the seconds so far; whoever takes too long is cut off, and the best one goes on from there.
+    is paid from 2 % of the seconds so far; whoever takes too long is cut off, and the best one goes on from there.
 
     The choice does not change the answer. The tolerance of the KSP is met by the *true* residual, computed after each
     solve; a choice that breaks down, stagnates or raises is given up within the same solve, for the next one and in
@@ -225,7 +226,7 @@ class AutoKSP(Automatic):
         task = _Task(ksp, A, P, b, x, start, norm, max(rtol * norm, atol), transposed)
         total, reason, residual = 0, 0, math.nan
         direct = self._factor_pays(P, features)
-        began, go_on = time.perf_counter(), False
+        watch, go_on = Stopwatch(), False
         tried: set[str] = set()
         choice = first = self._pick(direct, features, P)
         while choice.name not in tried:
@@ -249,7 +250,7 @@ class AutoKSP(Automatic):
             self._chooser.give_up(choice, reason, how)
             self._drop(choice.name)
             choice = self._chooser.candidates(direct)[0]
-        self._note(first, reason > 0 and choice is first, time.perf_counter() - began, P)
+        self._note(first, reason > 0 and choice is first, watch.seconds(), P)
         if start is not None:
             start.destroy()
         self._conclude(ksp, reason, total, (norm, residual))
@@ -360,12 +361,12 @@ class AutoKSP(Automatic):
         """Take the present values, with the symbolic work of the former if there is some. Collective: yes."""
         self.setups["updated" if held.setups else "new"] += 1
         held.setups += 1
-        began = time.perf_counter()
+        began, watch = time.perf_counter(), Stopwatch()
         prefix = task.ksp.getOptionsPrefix() or ""
         set_up(held.ksp, held.choice, f"{prefix}auto_", prefix, task.A, task.P)
         self._chooser.accept()
-        held.setup_last = time.perf_counter() - began
-        self.seconds["setup"] += held.setup_last
+        held.setup_last = watch.seconds()
+        self.seconds["setup"] += time.perf_counter() - began
 
     def _iterate(self, held: Held, task: _Task, limit: int, go_on: bool) -> tuple[int, int, float, float]:
         """Iterate until the true residual meets the target; also return the seconds. Collective: yes."""
@@ -389,7 +390,7 @@ class AutoKSP(Automatic):
                 return Reason.DIVERGED_NANORINF, 0, residual, 0.0
         for _ in range(1 + REFINEMENTS):
             inner.setTolerances(rtol=1e-300, atol=0.9 * task.target, divtol=1e8, max_it=max(limit - total, 1))
-            began = time.perf_counter()
+            began, watch = time.perf_counter(), Stopwatch()
             solve = inner.solveTranspose if task.transposed else inner.solve
             if math.isinf(residual):
                 solve(self._rhs, x)
@@ -404,7 +405,7 @@ class AutoKSP(Automatic):
             former, residual = residual, self._true_residual(task)
             self.seconds["solve"] += solved - began
             self.seconds["verify"] += time.perf_counter() - solved
-            seconds += time.perf_counter() - began
+            seconds += watch.seconds()
             reason = int(inner.getConvergedReason())
             if residual <= task.target:
                 return Reason.CONVERGED_RTOL, total, residual, seconds

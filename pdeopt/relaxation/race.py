@@ -15,9 +15,9 @@ from pdeopt.relaxation.rule import Choice, challengers, factor_products
 # announced, a few give a mean to compare with.
 FIRST, FEW = 30, 3
 # Share of all seconds of solves that exploring may have lost.
-SHARE = 0.03
+SHARE = 0.02
 # A challenger may iterate until it has taken about this multiple of the seconds of the best choice.
-PATIENCE = 1.5
+PATIENCE = 1.1
 # Seconds of an update over those of the first set-up, which has symbolic work and interpolation in it, at best.
 UPDATE = 0.5
 # A choice that did not converge counts as this many times the best one.
