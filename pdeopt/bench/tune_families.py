@@ -91,7 +91,7 @@ def _first_solves(study: Study, quick: bool) -> None:
 
 
 class FirstSolve(NamedTuple):
-    """Seconds of the best arm, default GAMG and LU by MUMPS over those of the rule; NaN for arms that have not solved."""
+    """Seconds of the best arm, default GAMG and LU by MUMPS over those of the rule; NaN for what has not solved."""
 
     share: float
     over_gamg: float
