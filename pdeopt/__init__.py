@@ -20,12 +20,17 @@ _PUBLIC_NAMES = {
     "BanditSOR": "pdeopt.relaxation.petsc",
     "ControlProblem": "pdeopt.control",
     "MulticolourSOR": "pdeopt.relaxation.petsc",
+    "NetworkCoefficient": "pdeopt.learn.network_coefficient",
+    "PDELayer": "pdeopt.learn.pde_layer",
     "SolveReport": "pdeopt.report",
     "UnsteadyControlProblem": "pdeopt.control",
     "attach_guess": "pdeopt.control.guess",
     "read_mesh": "pdeopt.fem",
 }
-_SUBPACKAGES = ("animate", "bench", "control", "fem", "parallel", "plot", "problems", "relaxation", "report")
+_SUBPACKAGES = {
+    name: f"pdeopt.{name}"
+    for name in ("animate", "bench", "control", "fem", "learn", "parallel", "plot", "problems", "relaxation", "report")
+} | {"conserve": "pdeopt.learn.conserve"}
 
 __all__ = [
     "AutoKSP",
@@ -33,6 +38,8 @@ __all__ = [
     "BanditSOR",
     "ControlProblem",
     "MulticolourSOR",
+    "NetworkCoefficient",
+    "PDELayer",
     "SolveReport",
     "UnsteadyControlProblem",
     "__version__",
@@ -45,7 +52,7 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC_NAMES:
         return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
     if name in _SUBPACKAGES:
-        return importlib.import_module(f"pdeopt.{name}")
+        return importlib.import_module(_SUBPACKAGES[name])
     raise AttributeError(f"module 'pdeopt' has no attribute {name!r}; it offers {', '.join(__all__)}")
 
 
