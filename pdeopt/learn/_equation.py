@@ -1,6 +1,7 @@
 """F(u, m; v) = 0 as a map from m to u, with its adjoint: what stands behind a PDE layer, without torch tensors."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -128,7 +129,7 @@ class Equation:
         self.matrix = forms.assemble_matrix(self._jacobian, self._bcs)
         self._standing = False  # whether the matrix stands at what inputs and state hold
         self._loaded: list[Array] = []
-        self._first_norm = 0.0
+        self._first_norm = math.nan
         self._callbacks = parallel.CallbackErrors(self.comm)
         self._prefix, self._kernel = prefix, _null_space(kernel, self.matrix)
         self._options = {**_DEFAULTS, **(_SINGULAR if kernel else {}), **options}
@@ -206,10 +207,12 @@ class Equation:
         """
         began = time.perf_counter()
         start = forms.owned_values(self.state).copy()
-        self._x.array[:] = start
         self._adjoint_solver.let_go()
+        self._first_norm = math.nan
+        self._x.array[:] = start
         if self._kernel is not None:
             self._check_compatible()
+            self._x.array[:] = start
         with forms.default_options(self._prefix, self._options):
             self._snes.solve(None, self._x)
         self._callbacks.raise_stored()
@@ -245,9 +248,11 @@ class Equation:
     def _check_compatible(self) -> None:
         self._evaluate(self._snes, self._x, self._right)
         self._callbacks.raise_stored()
-        whole = self._right.norm()
-        self._kernel.remove(self._right)
-        along = max(whole**2 - self._right.norm() ** 2, 0.0) ** 0.5
+        assert self._kernel is not None
+        self._right.copy(self._x)
+        self._kernel.remove(self._x)
+        self._x.axpy(-1.0, self._right)
+        whole, along = self._right.norm(), self._x.norm()
         if along > _INCOMPATIBLE * max(whole, 1e-300):
             raise InputError(
                 f"the data violate the compatibility condition: {along / whole:.1e} of the residual lies along the "
@@ -263,7 +268,7 @@ class Equation:
         out.array[:] = np.nan if failed else vector.array_r
         vector.destroy()
         self.boundary.clear(out.array)
-        if snes.getIterationNumber() == 0:
+        if math.isnan(self._first_norm):
             self._first_norm = out.norm()
 
     def _assemble(self, snes: PETSc.SNES, x: PETSc.Vec, matrix: PETSc.Mat, _: PETSc.Mat) -> None:

@@ -67,7 +67,7 @@ class SecondOrder:
             one.expand(direction, function)
         prescribed = np.zeros(equation.size)
         for index, (one, direction) in enumerate(zip(equation.inputs, directions, strict=True)):
-            values = direction if one.replicated else self._directions[index].x.array
+            values = direction if one.replicated else np.asarray(self._directions[index].x.array, dtype=np.float64)
             equation.boundary.prescribe(index, values, prescribed)
         forms.set_function(self._change, prescribed)
         right = np.zeros(equation.size) if self._tangent is None else -_owned(self._tangent, equation.size)

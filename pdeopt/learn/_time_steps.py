@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pdeopt.control.sweep import Checkpoints, State, Sweep
 from pdeopt.learn._equation import Equation
+from pdeopt.learn._torch import torch
 from pdeopt.report import InputError
 
 Array = npt.NDArray[np.float64]
@@ -97,7 +98,7 @@ class March:
         self._pending = np.zeros(equation.size)
         self._wanted: list[bool] = []
         self.gradients: list[Array] = []
-        self.parameter_gradients: list[list[object]] = []
+        self.parameter_gradients: list[list[torch.Tensor]] = []
 
     def forward_sweep(self) -> None:
         """Take all steps. Collective: yes."""
@@ -139,10 +140,11 @@ class March:
     def _load(self, step: int, before: Array) -> None:
         times = self._times
         values = [
-            array[step] if changing else array for array, changing in zip(self._values, self._per_step, strict=True)
+            np.asarray(array[step]) if changing else array
+            for array, changing in zip(self._values, self._per_step, strict=True)
         ]
         if times.clock is not None:
-            times.clock.value = times.start + (step + 1) * times.size
+            times.clock.value = times.start + (step + 1) * times.size  # type: ignore[assignment]
             if times.clock in self._equation.constants:
                 self._equation.renew()
         self._equation.load([*values, before])
@@ -192,6 +194,5 @@ class March:
                 self.parameter_gradients.append(list(parts))
             else:
                 self.parameter_gradients[index] = [
-                    total + part  # type: ignore[operator]
-                    for total, part in zip(self.parameter_gradients[index], parts, strict=True)
+                    total + part for total, part in zip(self.parameter_gradients[index], parts, strict=True)
                 ]

@@ -85,6 +85,11 @@ class ToleranceControl:
         wanted = rule.loosest if math.isnan(self._change) else rule.safety * self._change
         return min(max(wanted, rule.tightest), rule.loosest)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether gradients matter."""
+        return isinstance(self._setting, NoiseTolerance)
+
     def observe(self, gradient: Array) -> None:
         """Take a gradient, this rank's part of it. Collective: yes."""
         rule = self._setting

@@ -12,14 +12,15 @@ import numpy.typing as npt
 import ufl
 
 from pdeopt.fem import forms
+from pdeopt.learn._arguments import Arguments
+from pdeopt.learn._autograd import Solve, TakeSteps
 from pdeopt.learn._equation import Equation
-from pdeopt.learn._inputs import Input, make_inputs
+from pdeopt.learn._inputs import make_inputs
 from pdeopt.learn._second_order import SecondOrder
 from pdeopt.learn._time_steps import March, TimeSteps
 from pdeopt.learn._torch import torch
 from pdeopt.learn.adjoint_tolerance import NoiseTolerance, ToleranceControl
 from pdeopt.learn.network_coefficient import network_coefficients
-from pdeopt.parallel import raise_everywhere
 from pdeopt.report import InputError, SolveReport
 
 __all__ = ["NoiseTolerance", "PDELayer", "TimeSteps"]
@@ -111,6 +112,8 @@ class PDELayer(torch.nn.Module):
         extra = [] if time_steps is None or _among(time_steps.previous, controls) else [time_steps.previous]
         inputs = make_inputs([*controls, *extra], space.mesh)
         self._inputs = inputs[: len(controls)]
+        self._per_step = [time_steps is not None and _among(c, time_steps.per_step) for c in controls]
+        self._arguments = Arguments(self._inputs, time_steps.count if time_steps else 0, self._per_step, self.comm)
         self._initial: int | None = None  # which control is the initial state
         if time_steps is not None:
             self._check_time_steps(time_steps, controls, space)
@@ -118,7 +121,6 @@ class PDELayer(torch.nn.Module):
             self._initial = next((i for i, one in enumerate(self._inputs) if one is previous), None)
             inputs = (*(one for one in inputs if one is not previous), previous)
             self._first_state = previous.values()
-            self._per_step = [_among(c, time_steps.per_step) for c in controls]
         prefix = petsc_options_prefix or f"layer_{next(PDELayer._numbers)}_"
         self._equation = Equation(residual, state, bcs, inputs, prefix, petsc_options or {}, kernel, entity_maps)
         self._tolerance = ToleranceControl(adjoint_rtol, self.comm)
@@ -173,108 +175,20 @@ class PDELayer(torch.nn.Module):
 
     def forward(self, *controls: torch.Tensor) -> torch.Tensor:
         """Return the state, shape (owned,) or (steps, owned), a batch's axis in front. Collective: yes."""
-        batch = self._check_tensors(controls)
+        batch = self._arguments.check(controls)
         parameters = [p for network in self._equation.networks for p in network.parameters]
         if batch is None:
-            return self._apply(self._shaped(controls), parameters)
-        rows = [
-            self._apply(
-                self._shaped([t[row] if self._batched(i, t) else t for i, t in enumerate(controls)]), parameters
-            )
-            for row in range(batch)
-        ]
+            return self._solve_one(self._arguments.shaped(controls), parameters)
+        rows = []
+        for row in range(batch):
+            chosen = [t[row] if self._arguments.batched(i, t) else t for i, t in enumerate(controls)]
+            rows.append(self._solve_one(self._arguments.shaped(chosen), parameters))
         return torch.stack(rows)
 
-    def _apply(self, controls: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-        function = _Solve if self._times is None else _March
+    def _solve_one(self, controls: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        function: Any = Solve if self._times is None else TakeSteps
         result: torch.Tensor = function.apply(self, *controls, *parameters)
         return result
-
-    def _shape(self, index: int) -> tuple[int, ...]:
-        size = self._inputs[index].size
-        if self._times is not None and self._per_step[index]:
-            return (self._times.count, size)
-        return (size,)
-
-    def _batched(self, index: int, tensor: torch.Tensor) -> bool:
-        return tensor.dim() == len(self._shape(index)) + 1
-
-    def _shaped(self, controls: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Give numbers the axis that they may lack, and all the layer's type."""
-        return [
-            tensor.to(device="cpu", dtype=torch.float64).reshape(self._shape(index))
-            for index, tensor in enumerate(controls)
-        ]
-
-    def _check_tensors(self, controls: Sequence[torch.Tensor]) -> int | None:
-        """Return the size of the batch; raise on all ranks what is wrong on one. Collective: yes."""
-        error: Exception | None = None
-        batch: int | None = None
-        try:
-            batch = self._check_shapes(controls)
-        except InputError as caught:
-            error = caught
-        own = [float(error is not None), -1.0 if batch is None else float(batch)]
-        numbers: list[Array] = []
-        if error is None:
-            own += [float(tensor.requires_grad) for tensor in controls]
-            numbers = [
-                tensor.detach().to(device="cpu", dtype=torch.float64).numpy().ravel()
-                for one, tensor in zip(self._inputs, controls, strict=True)
-                if one.replicated
-            ]
-        if self.comm.size > 1:
-            # What must be equal on all ranks: its maximum is minus the maximum of its negative.
-            length = 2 + len(self._inputs)
-            flat = np.zeros(length)
-            flat[: len(own)] = own
-            both = np.concatenate([flat, -flat])
-            most = np.empty_like(both)
-            self.comm.Allreduce(both, most, op=MPI.MAX)
-            unequal = np.flatnonzero(most[:length] != -most[length:])
-            if error is None and most[0] == 0.0 and unequal.size:
-                error = InputError(_difference(int(unequal[0]), self._inputs))
-            elif most[0] == 0.0 and not unequal.size:
-                error = self._check_numbers(numbers)
-                most[0] = float(self.comm.allreduce(error is not None))
-            if most[0] > 0.0 or unequal.size:
-                raise_everywhere(self.comm, error)
-        elif error is not None:
-            raise error
-        return batch
-
-    def _check_numbers(self, numbers: Sequence[Array]) -> InputError | None:
-        """Return what is wrong if real numbers differ from those of rank 0. Collective: yes."""
-        labels = [one.label for one in self._inputs if one.replicated]
-        for label, own in zip(labels, numbers, strict=True):
-            first = own.copy()
-            self.comm.Bcast(first)
-            if not np.array_equal(first, own):
-                return InputError(f"{label} has other numbers on this rank than on rank 0: they have to be equal")
-        return None
-
-    def _check_shapes(self, controls: Sequence[torch.Tensor]) -> int | None:
-        if len(controls) != len(self._inputs):
-            raise InputError(f"the layer takes {len(self._inputs)} tensors, one per control, and got {len(controls)}")
-        batches: dict[str, int] = {}
-        for index, (one, tensor) in enumerate(zip(self._inputs, controls, strict=True)):
-            wanted = self._shape(index)
-            shape = tuple(tensor.shape)
-            if shape == () and wanted == (1,):
-                shape = (1,)
-            if shape != wanted and shape[1:] != wanted:
-                raise InputError(
-                    f"the tensor of {one.label} has shape {tuple(tensor.shape)}: it has to be {wanted}, the "
-                    f"{'numbers of the constant' if one.replicated else 'degrees of freedom that this rank owns'}, or "
-                    "have a batch's axis before that"
-                )
-            if len(shape) > len(wanted):
-                batches[one.label] = shape[0]
-            if not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"the tensor of {one.label} has NaN or infinity in it: look at what computed it")
-        if len(set(batches.values())) > 1:
-            raise InputError(f"the batches differ in size: {batches}")
-        return next(iter(batches.values()), None)
 
     # --- arrays -------------------------------------------------------------------------------------------------------
 
@@ -289,7 +203,7 @@ class PDELayer(torch.nn.Module):
         equation.linearise()
         return state
 
-    def _backward(
+    def _adjoint_pass(
         self, values: Sequence[Array], state: Array, cotangent: Array, wanted: Sequence[bool], parameters: bool
     ) -> tuple[Array, list[Array | None], list[torch.Tensor | None]]:
         """Return the adjoint, the gradients by the inputs, and those by the networks' parameters."""
@@ -336,15 +250,16 @@ class PDELayer(torch.nn.Module):
         return gradients, list(by_parameters)
 
     def _observe(self, gradients: Sequence[Array | None], by_parameters: Sequence[torch.Tensor | None]) -> None:
-        if isinstance(self._tolerance.rtol, float):
-            replicated = 1.0 / self.comm.size**0.5  # counted once on each rank
-            flat = [
-                part * (replicated if one.replicated else 1.0)
-                for one, part in zip(self._inputs, gradients, strict=False)
-                if part is not None
-            ]
-            flat += [part.detach().numpy().ravel() * replicated for part in by_parameters if part is not None]
-            self._tolerance.observe(np.concatenate([np.ravel(part) for part in flat]) if flat else np.zeros(0))
+        if not self._tolerance.adapts:
+            return
+        whole = 1.0 / self.comm.size**0.5  # what is equal on all ranks counts once
+        flat = [
+            np.ravel(part) * (whole if one.replicated else 1.0)
+            for one, part in zip(self._inputs, gradients[: len(self._inputs)], strict=True)
+            if part is not None
+        ]
+        flat += [part.detach().numpy().ravel() * whole for part in by_parameters if part is not None]
+        self._tolerance.observe(np.concatenate([np.zeros(0), *flat]))
 
     def _sum(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Add up gradients of parameters over the ranks, in one message. Collective: yes."""
@@ -353,7 +268,7 @@ class PDELayer(torch.nn.Module):
         flat = torch.cat([part.detach().reshape(-1).to(dtype=torch.float64, device="cpu") for part in parts]).numpy()
         total = np.empty_like(flat)
         self.comm.Allreduce(flat, total, op=MPI.SUM)
-        pieces = torch.from_numpy(total).split([part.numel() for part in parts])
+        pieces = torch.split(torch.from_numpy(total), [part.numel() for part in parts])
         return [piece.reshape(part.shape).to(part) for piece, part in zip(pieces, parts, strict=True)]
 
     def _second_order(self) -> SecondOrder:
@@ -364,119 +279,6 @@ class PDELayer(torch.nn.Module):
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         self._equation.destroy()
-
-
-def _arrays(tensors: Sequence[torch.Tensor]) -> list[Array]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
-def _tensors(arrays: Sequence[Array | None]) -> list[torch.Tensor | None]:
-    return [None if array is None else torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-
-
-class _Solve(torch.autograd.Function):
-    """A steady solve."""
-
-    @staticmethod
-    def forward(ctx: Any, layer: PDELayer, *tensors: torch.Tensor) -> torch.Tensor:
-        count = len(layer._inputs)
-        state = torch.from_numpy(layer._steady(_arrays(tensors[:count]), None))
-        ctx.layer = layer
-        ctx.save_for_backward(state, *tensors)
-        return state
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        state, *tensors = ctx.saved_tensors
-        result: tuple[torch.Tensor | None, ...] = _Adjoint.apply(
-            ctx.layer, ctx.needs_input_grad[1:], state.detach(), cotangents[0], *tensors
-        )
-        return (None, *result)
-
-
-class _Adjoint(torch.autograd.Function):
-    """The backward pass of `_Solve`, a function of cotangent and controls."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        layer: PDELayer,
-        wanted: Sequence[bool],
-        state: torch.Tensor,
-        cotangent: torch.Tensor,
-        *tensors: torch.Tensor,
-    ) -> tuple[torch.Tensor | None, ...]:
-        count = len(layer._inputs)
-        values = _arrays(tensors[:count])
-        adjoint, gradients, by_parameters = layer._backward(
-            values, state.numpy(), cotangent.contiguous().numpy(), wanted[:count], any(wanted[count:])
-        )
-        ctx.layer, ctx.count, ctx.wanted = layer, count, wanted
-        ctx.save_for_backward(state, torch.from_numpy(adjoint), *tensors)
-        empty: list[torch.Tensor | None] = [None] * (len(tensors) - count)
-        return (*_tensors(gradients), *(by_parameters or empty))
-
-    @staticmethod
-    def backward(ctx: Any, *directions: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        state, adjoint, *tensors = ctx.saved_tensors
-        layer, count = ctx.layer, ctx.count
-        # Second derivatives of the state are not asked for by torch alone: a direction is missing where the first
-        # derivative was not wanted or not used.
-        result = _SecondAdjoint.apply(layer, state, adjoint, *directions[:count], *tensors)
-        return (None, None, None, *result, *[None] * (len(tensors) - count))
-
-
-class _SecondAdjoint(torch.autograd.Function):
-    """The backward pass of `_Adjoint`; what follows it is third order."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, layer: PDELayer, state: torch.Tensor, adjoint: torch.Tensor, *rest: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ...]:
-        count = len(layer._inputs)
-        directions = [
-            np.zeros(one.size) if tensor is None else tensor.detach().contiguous().numpy()
-            for one, tensor in zip(layer._inputs, rest[:count], strict=True)
-        ]
-        values = _arrays([tensor for tensor in rest[count : 2 * count] if tensor is not None])
-        second = layer._second_order()
-        layer._steady(values, state.numpy())
-        change = second.tangent(directions, layer.adjoint_rtol)
-        by_inputs = second.by_inputs(adjoint.numpy(), layer.adjoint_rtol)
-        return (torch.from_numpy(change), *(torch.from_numpy(part) for part in by_inputs))
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> None:
-        raise InputError("the layer has no third derivatives: differentiate it twice at most")
-
-
-class _March(torch.autograd.Function):
-    """Time steps."""
-
-    @staticmethod
-    def forward(ctx: Any, layer: PDELayer, *tensors: torch.Tensor) -> torch.Tensor:
-        march = layer._march(_arrays(tensors[: len(layer._inputs)]))
-        ctx.layer, ctx.march = layer, march
-        march.forward_sweep()
-        ctx.save_for_backward(*tensors)
-        if not any(ctx.needs_input_grad):
-            march.release()
-        return torch.from_numpy(march.states)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        layer, march = ctx.layer, ctx.march
-        if march is None:  # asked for once more: the schedule of checkpoints is spent
-            march = layer._march(_arrays(tensors[: len(layer._inputs)]))
-            march.forward_sweep()
-        ctx.march = None
-        gradients, by_parameters = layer._march_back(
-            march, cotangent.contiguous().numpy(), ctx.needs_input_grad[1 : 1 + len(layer._inputs)]
-        )
-        empty: list[torch.Tensor | None] = [None] * (len(tensors) - len(layer._inputs))
-        return (None, *_tensors(gradients), *(by_parameters or empty))
 
 
 def _check_form(residual: ufl.Form, state: dolfinx.fem.Function) -> None:
@@ -515,10 +317,3 @@ def _fix_degree(residual: ufl.Form, degree: int | None) -> ufl.Form:
 
 def _among(one: Control, others: Sequence[Control]) -> bool:
     return any(one is other for other in others)
-
-
-def _difference(position: int, inputs: Sequence[Input]) -> str:
-    if position == 1:
-        return "the ranks call the layer with batches of different sizes"
-    label = inputs[position - 2].label
-    return f"the tensor of {label} requires a gradient on some ranks only: backward would wait for ever"
