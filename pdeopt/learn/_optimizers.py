@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pdeopt.learn._torch import torch
@@ -22,7 +22,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, similar))}?" if similar else f"known are {', '.join(known)}"
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """Return an optimiser of torch, or else of pytorch_optimizer; case does not count.
 
     Raises
@@ -75,7 +75,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Build an optimiser. Raises an `OptionError` if it refuses its options."""
     kind = optimizer_class(name)
-    check_options(kind.__init__, options, ("params", "lr"), f"optimiser {kind.__name__}")
+    check_options(kind, options, ("params", "lr"), f"optimiser {kind.__name__}")
     try:
         return kind(parameters, lr=learning_rate, **options)
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
@@ -103,13 +103,13 @@ def check_schedule(name: str, options: Mapping[str, Any]) -> None:
         if options:
             raise OptionError(f"the constant schedule has no options, but got {', '.join(options)}")
         return
-    kinds = {
+    kinds: dict[str, type] = {
         "cosine": torch.optim.lr_scheduler.CosineAnnealingLR,
         "one_cycle": torch.optim.lr_scheduler.OneCycleLR,
         "plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
     }
     reserved = ("optimizer", "T_max", "max_lr", "total_steps", "epochs", "steps_per_epoch", "last_epoch", "mode")
-    check_options(kinds[name].__init__, options, reserved, f"schedule {name}")
+    check_options(kinds[name], options, reserved, f"schedule {name}")
 
 
 def make_schedule(

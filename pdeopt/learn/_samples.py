@@ -36,17 +36,18 @@ class SampleSet:
             lengths = {len(tensor) if tensor.ndim else -1 for tensor in self._tensors}
             if len(lengths) > 1 or -1 in lengths:
                 shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self._tensors)
-                raise InputError(f"tensors of samples need the same length along their first axis, but have shapes {shapes}")
+                raise InputError(
+                    f"tensors of samples need the same length along their first axis, but have shapes {shapes}"
+                )
             self._count = lengths.pop()
         elif hasattr(samples, "__len__") and hasattr(samples, "__getitem__") and not isinstance(samples, Mapping | str):
             self._count = len(samples)
         else:
-            raise InputError(
-                f"samples are a tensor, a tuple or dictionary of tensors, a sequence, or None, not {type(samples).__name__}"
-            )
+            kind = type(samples).__name__
+            raise InputError(f"samples are a tensor, a tuple or dictionary of tensors, a sequence or None, not {kind}")
         if self._count == 0:
             raise InputError("there are no samples to train on")
-        self.digest = self._hash()
+        self.digest = _hash(samples)
 
     def __len__(self) -> int:
         return self._count
@@ -65,21 +66,35 @@ class SampleSet:
             return {name: tensor[chosen] for name, tensor in samples.items()}
         return tuple(tensor[chosen] for tensor in samples)
 
-    def _hash(self) -> str:
-        parts = self._tensors or list(self._samples if isinstance(self._samples, list | tuple) else [])
-        if not parts or not all(isinstance(part, torch.Tensor | np.ndarray) for part in parts):
-            return ""
-        digest = hashlib.sha256()
-        for part in parts:
-            tensor = torch.as_tensor(part)
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            digest.update(content_of(tensor).data)
-        return digest.hexdigest()
+
+def _hash(samples: Any) -> str:
+    """Return the SHA-256 of nested tensors, arrays and numbers; nothing if something else stands in them."""
+    digest = hashlib.sha256()
+    return digest.hexdigest() if _feed(digest, samples) else ""
+
+
+def _feed(digest: Any, part: Any) -> bool:
+    if isinstance(part, torch.Tensor | np.ndarray | np.generic):
+        tensor = torch.as_tensor(part)
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(content_of(tensor).data)
+        return True
+    if isinstance(part, bool | int | float | str):
+        digest.update(f"{part!r}\0".encode())
+        return True
+    if isinstance(part, Mapping):
+        return all(_feed(digest, str(name)) and _feed(digest, item) for name, item in part.items())
+    if isinstance(part, list | tuple):
+        digest.update(f"{len(part)}\0".encode())
+        return all(_feed(digest, item) for item in part)
+    return False
 
 
 def _tensors(samples: Any) -> list[torch.Tensor]:
     """Return the tensors whose rows are samples, or nothing. A list is a sequence of samples, a tuple is not."""
     if isinstance(samples, torch.Tensor):
         return [samples]
-    parts = list(samples.values()) if isinstance(samples, Mapping) else list(samples) if isinstance(samples, tuple) else []
+    parts = (
+        list(samples.values()) if isinstance(samples, Mapping) else list(samples) if isinstance(samples, tuple) else []
+    )
     return parts if all(isinstance(part, torch.Tensor) for part in parts) else []

@@ -7,11 +7,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from mpi4py import MPI
+
 import numpy as np
 
 from pdeopt.fem._checkpoint_store import push_folder_to_disk, push_to_disk
 from pdeopt.learn._torch import torch
 from pdeopt.learn.collective import content_of
+from pdeopt.parallel import on_root
 from pdeopt.report import InputError, MissingPackageError
 
 try:
@@ -47,7 +50,9 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, torch.Tensor], value
     text = json.dumps(values, ensure_ascii=False)
     header = {_KEY: text, "sha256": _digest(text, tensors)}
     # safetensors refuses tensors that share memory or are not contiguous.
-    content = safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, header)
+    content = safetensors.torch.save(
+        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, header
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as stream:
@@ -70,16 +75,42 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, torch.Tensor], dict[str,
 
     Collective: no; call it on rank 0.
     """
+    return _parse(_content(path), path)
+
+
+def read_tensors_everywhere(path: pathlib.Path, comm: MPI.Comm) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a file as `read_tensors` does, on rank 0, and hand it to all ranks. Collective: yes."""
+    content = b""
+
+    def read() -> int:
+        nonlocal content
+        content = _content(path)
+        _parse(content, path)
+        return len(content)
+
+    size = on_root(comm, read)
+    received = np.frombuffer(bytearray(content), np.uint8) if comm.rank == 0 else np.empty(size, np.uint8)
+    comm.Bcast(received)
+    return _parse(received.tobytes(), path)
+
+
+def _content(path: pathlib.Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parse(content: bytes, path: pathlib.Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and values of a file's bytes, verified."""
     try:
         tensors = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged, cut off or no safetensors file ({error}): write or fetch it again") from error
+        raise InputError(
+            f"{path} is damaged, cut off or no safetensors file ({error}): write or fetch it again"
+        ) from error
     if _KEY not in header or "sha256" not in header:
         raise InputError(f"{path} was not written by pdeopt, or its header is damaged: it has no checksum")
     if _digest(header[_KEY], tensors) != header["sha256"]:
@@ -125,7 +156,9 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [encode(item, tensors, f"{name}.{number}") for number, item in enumerate(value)]}
-    raise InputError(f"{name} is a {type(value).__name__}, which cannot be stored: choose another one, or no checkpoint")
+    raise InputError(
+        f"{name} is a {type(value).__name__}, which cannot be stored: choose another one, or no checkpoint"
+    )
 
 
 def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -10,14 +10,14 @@ from pdeopt.learn.weights import ModelCard, package_versions
 from pdeopt.report import SolveReport
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainingReport(SolveReport):
     """What a training did; printing it gives a table.
 
     Parameters
     ----------
     stopped
-        ``"epochs"``, ``"patience"`` or ``"seconds"``: which limit ended it; ``"error"`` in an exception's report.
+        ``"epochs"``, ``"patience"`` or ``"time limit"``: what ended it; ``"error"`` in an exception's report.
     training_losses
         Mean loss of each epoch's batches, shape ``(epochs,)``.
     validation_losses
@@ -54,14 +54,13 @@ class TrainingReport(SolveReport):
             best = self.validation_losses[self.best_epoch - 1]
             rows.append(("best validation loss", f"{best:.3e} (epoch {self.best_epoch}, restored)"))
         if len(self.learning_rates):
-            rows.append(("learning rate, first -> last", f"{self.learning_rates[0]:.3e} -> {self.learning_rates[-1]:.3e}"))
+            rows.append(
+                ("learning rate, first -> last", f"{self.learning_rates[0]:.3e} -> {self.learning_rates[-1]:.3e}")
+            )
         rows += [(f"seconds {name}", f"{value:.3f}") for name, value in self.seconds.items()]
         if self.advice:
             rows.append(("advice", self.advice))
         return rows
-
-    def __str__(self) -> str:
-        return super().__str__()
 
     def card(
         self, name: str, architecture: Mapping[str, Any], command: str, metric: Mapping[str, float] | None = None

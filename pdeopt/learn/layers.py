@@ -18,7 +18,10 @@ _ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
     "softplus": torch.nn.Softplus,
     "tanh": torch.nn.Tanh,
 }
-_POSITIVE = {"softplus": torch.nn.functional.softplus, "exp": torch.exp}
+_POSITIVE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softplus": torch.nn.functional.softplus,
+    "exp": torch.exp,
+}
 
 
 def mlp(
@@ -109,6 +112,9 @@ class Normalise(torch.nn.Module):
         Shape of one input, or a number for all its entries; in the units of the input, scale without zeros. They are
         stored with the weights.
     """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, mean: torch.Tensor | float, scale: torch.Tensor | float) -> None:
         super().__init__()

@@ -58,7 +58,9 @@ class ModelCard:
     def __str__(self) -> str:
         rows = {field.name.replace("_", " "): getattr(self, field.name) for field in dataclasses.fields(self)}
         shown = {
-            label: ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+            label: ", ".join(f"{key} {item}" for key, item in value.items())
+            if isinstance(value, Mapping)
+            else str(value)
             for label, value in rows.items()
         }
         width = max(map(len, shown))
@@ -112,9 +114,7 @@ def save_weights(
     on_root(comm, write)
 
 
-def load_weights(
-    path: str | os.PathLike[str], network: torch.nn.Module, comm: MPI.Comm = MPI.COMM_WORLD
-) -> ModelCard:
+def load_weights(path: str | os.PathLike[str], network: torch.nn.Module, comm: MPI.Comm = MPI.COMM_WORLD) -> ModelCard:
     """Read weights into a network, on rank 0, and broadcast them.
 
     Parameters
@@ -174,7 +174,9 @@ def check_same_tensors(found: Mapping[str, torch.Tensor], own: Mapping[str, torc
             )
     unknown = sorted(found.keys() - own.keys())
     if unknown:
-        raise InputError(f"{where} has a tensor {unknown[0]!r}, which the network has not: it belongs to another network")
+        raise InputError(
+            f"{where} has a tensor {unknown[0]!r}, which the network has not: it belongs to another network"
+        )
 
 
 def _tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
