@@ -176,7 +176,7 @@ def broadcast_weights(network: torch.nn.Module, comm: MPI.Comm) -> None:
 
     Collective: yes.
     """
-    tensors = [*network.parameters(), *network.buffers()]
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.numel()]
     if comm.size == 1:
         return
     if _ranks_that_differ(_digest(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in tensors), comm):
@@ -221,6 +221,8 @@ def check_replicated(tensor: torch.Tensor, comm: MPI.Comm, name: str) -> None:
 
 def content_of(tensor: torch.Tensor) -> np.ndarray:
     """Return the bytes of a tensor, row by row, shape ``(bytes,)``. Collective: no."""
+    if not tensor.numel():
+        return np.empty(0, np.uint8)
     content: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return content
 
