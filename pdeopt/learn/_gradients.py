@@ -196,7 +196,7 @@ class GradientEvaluator:
     def _raise_not_finite(self, samples: SampleSet, indices: Indices, where: str) -> None:
         """Find a sample that is to blame, restore the weights, and raise on all ranks. Collective: yes."""
         bad: list[int] = []
-        for index in self._share(indices):
+        for index in sorted(self._share(indices)):
             value, error = self._attempt(samples, [int(index)])
             finite = error is None and math.isfinite(value) and bool(torch.isfinite(self._flat_gradient()).all())
             if not self._share_samples:
