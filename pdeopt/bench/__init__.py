@@ -11,4 +11,5 @@ BENCHES = {
     "certificates": "pdeopt.bench.certificates",
     "relax": "pdeopt.bench.relax",
     "tune": "pdeopt.bench.tune",
+    "layers": "pdeopt.bench.layers",
 }

@@ -16,6 +16,7 @@ from pdeopt import parallel
 from pdeopt.fem import forms
 from pdeopt.learn._adjoint_solver import AdjointSolver
 from pdeopt.learn._inputs import BoundaryValues, Input
+from pdeopt.learn._torch import torch
 from pdeopt.learn.network_coefficient import network_coefficients, total_derivative
 from pdeopt.report import SNES_ADVICE, ConvergenceError, InputError
 
@@ -364,15 +365,18 @@ class Equation:
             result.append(part)
         return result
 
-    def network_covectors(self, adjoint: Array) -> list[Array]:
-        """Return -p^T F_k by the values of each network coefficient, shape (owned,). Collective: yes."""
+    def parameter_gradients(self, adjoint: Array) -> list[list[torch.Tensor]]:
+        """Return this rank's part of -p^T F_theta for the parameters of each network coefficient. Collective: yes."""
         forms.set_function(self.adjoint, adjoint)
-        return [
-            np.zeros(forms.owned_size(network.function_space))
-            if form is None
-            else -_owned(form, forms.owned_size(network.function_space))
-            for network, form in zip(self.networks, self._by_network, strict=True)
-        ]
+        result: list[list[torch.Tensor]] = []
+        for network, form in zip(self.networks, self._by_network, strict=True):
+            size = forms.owned_size(network.function_space)
+            covector = np.zeros(size) if form is None else -_owned(form, size)
+            with self._callbacks.guard():
+                result.append(network.parameter_gradient(covector))
+        if self.networks:
+            self._callbacks.raise_stored()
+        return result
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""

@@ -185,14 +185,10 @@ class March:
         last = parts[-1]
         assert last is not None
         self._pending = last
-        self._add_parameters(equation.network_covectors(adjoint))
-
-    def _add_parameters(self, covectors: Sequence[Array]) -> None:
-        for index, (network, covector) in enumerate(zip(self._equation.networks, covectors, strict=True)):
-            parts = network.parameter_gradient(covector)
-            if len(self.parameter_gradients) <= index:
-                self.parameter_gradients.append(list(parts))
-            else:
-                self.parameter_gradients[index] = [
-                    total + part for total, part in zip(self.parameter_gradients[index], parts, strict=True)
-                ]
+        parameters = equation.parameter_gradients(adjoint)
+        if self.parameter_gradients:
+            parameters = [
+                [total + part for total, part in zip(*both, strict=True)]
+                for both in zip(self.parameter_gradients, parameters, strict=True)
+            ]
+        self.parameter_gradients = parameters

@@ -213,10 +213,7 @@ class PDELayer(torch.nn.Module):
         gradients = equation.gradients(cotangent, adjoint, wanted)
         by_parameters: list[torch.Tensor | None] = []
         if parameters:
-            parts = [
-                network.parameter_gradient(covector)
-                for network, covector in zip(equation.networks, equation.network_covectors(adjoint), strict=True)
-            ]
+            parts = equation.parameter_gradients(adjoint)
             by_parameters = list(self._sum([part for group in parts for part in group]))
         self._observe(gradients, by_parameters)
         return adjoint, gradients, by_parameters

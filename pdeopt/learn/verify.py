@@ -13,7 +13,7 @@ from pdeopt.parallel import random_stream
 
 # Steps of the difference quotients, relative to the size of the point; the best one counts.
 _STEPS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
-_TAYLOR_STEPS = (1e-2, 5e-3, 2.5e-3, 1.25e-3)
+_TAYLOR_STEPS = (4e-3, 2e-3, 1e-3, 5e-4)
 
 
 @dataclasses.dataclass(frozen=True)
