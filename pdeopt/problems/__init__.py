@@ -8,8 +8,10 @@ _PUBLIC_NAMES = {
     "BoundaryControl": "pdeopt.problems.boundary_control",
     "BoundedPoissonControl": "pdeopt.problems.bounded_control",
     "BurgersControl": "pdeopt.problems.burgers_control",
+    "ConductivityRecords": "pdeopt.problems.conductivity",
     "ConstrainedControl": "pdeopt.problems.constrained_control",
     "CylinderFlow": "pdeopt.problems.cylinder_flow",
+    "FieldRecovery": "pdeopt.problems.field_recovery",
     "GaussianRandomField": "pdeopt.problems.lognormal",
     "HeatControl": "pdeopt.problems.heat_control",
     "HeatSinkControl": "pdeopt.problems.heat_sink_control",
@@ -32,8 +34,10 @@ _PUBLIC_NAMES = {
     "ManufacturedControl": "pdeopt.problems.manufactured_control",
     "PartialObservationControl": "pdeopt.problems.partial_observation_control",
     "PoissonControl": "pdeopt.problems.poisson_control",
+    "make_records": "pdeopt.problems.conductivity",
     "poisson": "pdeopt.problems.diffusion",
     "rigid_body_modes": "pdeopt.problems.elasticity",
+    "true_conductivity": "pdeopt.problems.conductivity",
     "stokes": "pdeopt.problems.flow",
 }
 
