@@ -4,7 +4,8 @@ from petsc4py import PETSc
 
 from pdeopt.report import KSP_ADVICE, ConvergenceError
 
-# Krylov iterations after which a preconditioner of an earlier Newton step counts as too old.
+# Krylov iterations after which factors of an earlier Newton step count as too old. Other preconditioners may need as
+# many when they are fresh.
 _STALE = 12
 _MAX_IT = 1000
 
@@ -42,6 +43,7 @@ class AdjointSolver:
         """
         ksp = self._krylov()
         pc = self._forward.getPC()
+        factors = ksp is not self._forward
         norm = right.norm()
         out.set(0.0)
         if norm == 0.0:
@@ -51,7 +53,7 @@ class AdjointSolver:
         try:
             for fresh in (False, True):
                 pc.setReusePreconditioner(not fresh)
-                ksp.setTolerances(rtol=rtol, atol=1e-300, divtol=1e10, max_it=_MAX_IT if fresh else _STALE)
+                ksp.setTolerances(rtol=rtol, atol=1e-300, divtol=1e10, max_it=_STALE if factors and not fresh else _MAX_IT)
                 (ksp.solveTranspose if transposed else ksp.solve)(right, out)
                 total += ksp.getIterationNumber()
                 reason = int(ksp.getConvergedReason())
