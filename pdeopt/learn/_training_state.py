@@ -107,7 +107,7 @@ def load_checkpoint(
     optimizer.load_state_dict(saved)
     # torch has converted the state to the type of the weights; it goes on exactly with what was saved.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, entries in saved["state"].items():
+    for number, entries in saved.get("state", {}).items():
         if isinstance(number, int) and number < len(parameters):
             optimizer.state[parameters[number]] = entries
     if schedule is not None:

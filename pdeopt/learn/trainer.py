@@ -201,7 +201,7 @@ class _Run:
         where = f"epoch {state.epoch + 1}"
         begun = time.perf_counter()
         with self.seeded(f"epoch.{state.epoch}"):
-            state.learning_rates.append(float(self.optimizer.param_groups[0]["lr"]))
+            state.learning_rates.append(float(self.optimizer.param_groups[0].get("lr", math.nan)))
             self.network.train()
             mean = self.steps(where)
             state.training_losses.append(mean)

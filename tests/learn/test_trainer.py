@@ -276,7 +276,12 @@ def test_samples_come_in_several_forms(form):
 
 @pytest.mark.parametrize(
     ("schedule", "options"),
-    [("constant", {}), ("cosine", {"eta_min": 1e-3}), ("one_cycle", {"pct_start": 0.4}), ("plateau", {"patience": 0, "threshold": 0.4})],
+    [
+        ("constant", {}),
+        ("cosine", {"eta_min": 1e-3}),
+        ("one_cycle", {"pct_start": 0.4}),
+        ("plateau", {"patience": 0, "threshold": 0.4}),
+    ],
 )
 def test_rates_and_weights_are_those_of_a_loop_by_hand(schedule, options):
     data, epochs, rate = regression_data(8), 8, 0.3

@@ -60,6 +60,7 @@ CASES = {
     "lbfgs": TrainerSettings("LBFGS", {"max_iter": 3, "line_search_fn": "strong_wolfe"}, 1.0),
     "prodigy": TrainerSettings("prodigy", {}, 1.0, batch_size=4),
     "schedule free": TrainerSettings("ScheduleFreeAdamW", {}, 0.02, batch_size=4),
+    "soap, whose matrices are stored by columns": TrainerSettings("soap", {}, 0.01, batch_size=4),
     "lion": TrainerSettings("lion", {}, 0.01, "cosine", batch_size=4),
 }
 
