@@ -147,8 +147,9 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     if isinstance(value, torch.Tensor):
         tensors[name] = value
         # The order in memory decides how products with it are rounded, and what is read goes on bit for bit.
-        by_stride = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
-        layout = [] if value.is_contiguous() or not value.permute(by_stride).is_contiguous() else list(value.stride())
+        strides = value.stride()
+        by_stride = sorted(range(value.ndim), key=lambda axis: -strides[axis])
+        layout = [] if value.is_contiguous() or not value.permute(by_stride).is_contiguous() else list(strides)
         return {"tensor": name, "device": str(value.device), "stride": layout}
     if isinstance(value, np.generic):
         value = value.item()

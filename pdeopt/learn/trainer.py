@@ -301,7 +301,9 @@ class _Run:
         seed = int(random_stream(f"learn.trainer.{name}", self.settings.seed, independent).integers(2**62))
         devices = sorted({p.device.index for p in self.gradients.parameters if p.is_cuda})
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace every time
+            if devices:
+                torch.cuda.manual_seed_all(seed)
             yield
 
     @contextlib.contextmanager
