@@ -3,10 +3,12 @@
 import dataclasses
 import gc
 import pathlib
+import random
 import resource
 
 from mpi4py import MPI
 
+import numpy as np
 import pytest
 from training_cases import Scalar, flat, mean_square, regression_data, small_network
 
@@ -34,6 +36,7 @@ def everywhere(condition):
         (11, TrainerSettings(epochs=3, batch_size=4, learning_rate=0.01, schedule="cosine", clip=0.5)),
         (7, TrainerSettings(epochs=4, batch_size=3, optimizer="SGD", learning_rate=0.05)),  # the last batch has one
         (2, TrainerSettings(epochs=5, optimizer="LBFGS", learning_rate=0.5)),  # fewer samples than ranks
+        (8, TrainerSettings(epochs=6, batch_size=4, optimizer="kron", learning_rate=0.01)),  # draws random numbers
     ],
 )
 def test_a_step_is_the_one_that_a_single_rank_makes_with_the_whole_batch(count, settings):
@@ -360,17 +363,38 @@ def test_every_epoch_uses_each_sample_once_in_another_order():
     assert first != second
 
 
-def test_dropout_follows_from_the_seed_and_leaves_torchs_random_numbers_alone():
+def test_dropout_follows_from_the_seed_and_leaves_global_random_numbers_alone():
+    def loss(network, batch):
+        noise = random.random() + np.random.random()  # noqa: NPY002
+        return mean_square(network, batch) * (1.0 + noise)
+
     def train(seed):
-        state = torch.get_rng_state()
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
         network = small_network(dropout=0.5)
-        Trainer(network, mean_square, TrainerSettings(epochs=2, seed=seed, shuffle=False), SELF).fit(regression_data(6))
-        assert torch.equal(torch.get_rng_state(), state)
+        Trainer(network, loss, TrainerSettings(epochs=2, seed=seed, shuffle=False), SELF).fit(regression_data(6))
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]  # noqa: NPY002
         torch.rand(3)
+        random.random()
+        np.random.random()  # noqa: NPY002
         return flat(network)
 
     assert torch.equal(train(1), train(1))
     assert not torch.equal(train(1), train(2))
+
+
+@pytest.mark.parallel([2, 3])
+def test_ranks_drop_other_neurons_for_their_own_samples():
+    masks = []
+
+    def loss(network, batch):
+        masks.append(torch.nn.functional.dropout(torch.ones(40), 0.5).tolist())
+        return mean_square(network, batch)
+
+    settings = TrainerSettings(epochs=2, batch_size=6)
+    Trainer(small_network(), loss, settings, COMM).fit(regression_data(6))
+    everyones = [tuple(mask) for of_rank in COMM.allgather(masks) for mask in of_rank]
+    assert len(set(everyones)) == 2 * COMM.size
 
 
 # --- when it stops ----------------------------------------------------------------------------------------------------

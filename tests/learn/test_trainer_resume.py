@@ -61,6 +61,7 @@ CASES = {
     "prodigy": TrainerSettings("prodigy", {}, 1.0, batch_size=4),
     "schedule free": TrainerSettings("ScheduleFreeAdamW", {}, 0.02, batch_size=4),
     "soap, whose matrices are stored by columns": TrainerSettings("soap", {}, 0.01, batch_size=4),
+    "kron, which draws random numbers": TrainerSettings("kron", {}, 0.01, batch_size=4),
     "lion": TrainerSettings("lion", {}, 0.01, "cosine", batch_size=4),
 }
 
