@@ -132,6 +132,8 @@ def differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[s
         on_other_ranks = key.endswith(" ranks") and "nothing" in (old, new)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += [f"{key}: {line}" for line in differences(old, new)]
+        elif old != new and " data" in key and not on_other_ranks:
+            found.append(f"{key} is not what it was")
         elif old != new and not on_other_ranks:
             found.append(f"{key} {old} in the checkpoint, {new} now")
     return found
