@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from mpi4py import MPI
 
@@ -72,22 +72,27 @@ class GradientEvaluator:
         """
         share = self._share(indices)
         value, error = self._attempt(samples, share)
-        gradients = self._flat_gradient() * (len(share) / len(indices))
         value *= len(share) / len(indices)
-        finite = math.isfinite(value) and bool(torch.isfinite(gradients).all())
-        head = torch.tensor([value, error is not None, not finite], dtype=torch.float64)
-        total = summed(torch.cat([head, gradients.cpu()]) if self._share_samples else head, self.comm)
+        finite = math.isfinite(value) and self._gradient_is_finite()
+        message = torch.tensor([value, error is not None, not finite], dtype=torch.float64)
+        reduce = self._share_samples and self.comm.size > 1
+        if reduce:
+            message = torch.cat([message, self._flat_gradient().cpu() * (len(share) / len(indices))])
+        total = summed(message, self.comm)
         if total[1] > 0.0:
             raise_everywhere(self.comm, error)
         if total[2] > 0.0:
             self._raise_not_finite(samples, indices, where)
-        if self._share_samples:
-            value, gradients = float(total[0]), total[3:]
-        elif not self._checked:
+        if reduce:
+            value = float(total[0])
+            self._set_gradient(total[3:])
+        else:
+            for (_, parameter), (_, gradient) in zip(self._named, self._gradients(), strict=True):
+                parameter.grad = gradient  # zero where the loss did not come by
+        if not self._share_samples and not self._checked:
             replicated_loss = torch.tensor(value, dtype=self.parameters[0].dtype)
             self._check_agreement([("loss", replicated_loss), *self._gradients()], "the gradient of ")
             self._checked = True
-        self._set_gradient(gradients)
         self._good = self._copies()
         return value
 
@@ -111,6 +116,8 @@ class GradientEvaluator:
 
     def check_weights(self) -> None:
         """Raise on all ranks an `InputError` if weights or buffers have drifted apart. Collective: yes."""
+        if self.comm.size == 1:
+            return
         named = [(name, tensor) for name, tensor in self.network.state_dict().items() if tensor.dtype.is_floating_point]
         self._check_agreement(named, "")
 
@@ -151,6 +158,9 @@ class GradientEvaluator:
             (name, torch.zeros_like(value) if value.grad is None else value.grad.detach())
             for name, value in self._named
         ]
+
+    def _gradient_is_finite(self) -> bool:
+        return all(bool(torch.isfinite(gradient).all()) for _, gradient in self._gradients())
 
     def _flat_gradient(self) -> torch.Tensor:
         return torch.cat([gradient.reshape(-1).to(torch.float64) for _, gradient in self._gradients()])
@@ -193,12 +203,12 @@ class GradientEvaluator:
                     "network in pdeopt.learn.Replicated, and sum what each rank has of the loss with sum_over_ranks"
                 )
 
-    def _raise_not_finite(self, samples: SampleSet, indices: Indices, where: str) -> None:
+    def _raise_not_finite(self, samples: SampleSet, indices: Indices, where: str) -> NoReturn:
         """Find a sample that is to blame, restore the weights, and raise on all ranks. Collective: yes."""
         bad: list[int] = []
         for index in sorted(self._share(indices)):
             value, error = self._attempt(samples, [int(index)])
-            finite = error is None and math.isfinite(value) and bool(torch.isfinite(self._flat_gradient()).all())
+            finite = error is None and math.isfinite(value) and self._gradient_is_finite()
             if not self._share_samples:
                 finite = self.comm.allreduce(finite, MPI.LAND)
             if not finite:

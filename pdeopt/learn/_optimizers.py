@@ -142,6 +142,6 @@ def make_schedule(
             return schedules.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps, **(cycles | dict(options)))
         if name == "plateau":
             return schedules.ReduceLROnPlateau(optimizer, **options)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # a few optimisers have no rate
         raise OptionError(f"schedule {name} cannot be built with options {dict(options)}: {error}") from error
     return None

@@ -133,7 +133,7 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     Parameters
     ----------
     value
-        Dictionaries (also with integers as keys), lists, tuples, tensors, numbers, strings, None.
+        Dictionaries, lists, tuples, tensors, types of tensors, numbers, strings, None.
     tensors
         Receives the tensors, by names that begin with ``name``.
     name
@@ -146,13 +146,21 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     """
     if isinstance(value, torch.Tensor):
         tensors[name] = value
-        return {"tensor": name, "device": str(value.device)}
+        # The order in memory decides how products with it are rounded, and what is read goes on bit for bit.
+        strides = value.stride()
+        by_stride = sorted(range(value.ndim), key=lambda axis: -strides[axis])
+        layout = [] if value.is_contiguous() or not value.permute(by_stride).is_contiguous() else list(strides)
+        return {"tensor": name, "device": str(value.device), "stride": layout}
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, Mapping):
-        return {"dict": [[key, encode(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
+        return {
+            "dict": [[encode(key, {}, name), encode(item, tensors, f"{name}.{key}")] for key, item in value.items()]
+        }
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [encode(item, tensors, f"{name}.{number}") for number, item in enumerate(value)]}
@@ -166,8 +174,15 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return tensors[value["tensor"]].to(value["device"])
+        tensor = tensors[value["tensor"]].to(value["device"])
+        if not value["stride"]:
+            return tensor
+        return torch.empty_strided(tensor.shape, value["stride"], dtype=tensor.dtype, device=tensor.device).copy_(
+            tensor
+        )
+    if "dtype" in value:
+        return getattr(torch, value["dtype"])
     if "dict" in value:
-        return {key: decode(item, tensors) for key, item in value["dict"]}
+        return {decode(key, tensors): decode(item, tensors) for key, item in value["dict"]}
     items = [decode(item, tensors) for item in next(iter(value.values()))]
     return tuple(items) if "tuple" in value else items

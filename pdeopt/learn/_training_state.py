@@ -107,7 +107,7 @@ def load_checkpoint(
     optimizer.load_state_dict(saved)
     # torch has converted the state to the type of the weights; it goes on exactly with what was saved.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, entries in saved["state"].items():
+    for number, entries in saved.get("state", {}).items():
         if isinstance(number, int) and number < len(parameters):
             optimizer.state[parameters[number]] = entries
     if schedule is not None:
@@ -132,6 +132,8 @@ def differences(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[s
         on_other_ranks = key.endswith(" ranks") and "nothing" in (old, new)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += [f"{key}: {line}" for line in differences(old, new)]
+        elif old != new and " data" in key and not on_other_ranks:
+            found.append(f"{key} is not what it was")
         elif old != new and not on_other_ranks:
             found.append(f"{key} {old} in the checkpoint, {new} now")
     return found

@@ -22,6 +22,7 @@ from pdeopt.learn._optimizers import (
     needs_closure,
     switch_weights,
 )
+from pdeopt.learn._random_numbers import generators_restored, seed_generators
 from pdeopt.learn._samples import SampleSet
 from pdeopt.learn._torch import torch
 from pdeopt.learn._trainer_settings import TrainerSettings
@@ -155,6 +156,7 @@ class _Run:
         self.settings, self.gradients = trainer.settings, trainer._gradients
         self.training, self.held_out = training, held_out
         self.optimizer, self.schedule = optimizer, schedule
+        self.devices = sorted({p.device.index for p in self.gradients.parameters if p.is_cuda})
         self.state = TrainingState()
         self.start = time.perf_counter()
         self.seconds = {"steps": 0.0, "validation": 0.0, "checkpoints": 0.0}
@@ -200,8 +202,8 @@ class _Run:
         settings, state = self.settings, self.state
         where = f"epoch {state.epoch + 1}"
         begun = time.perf_counter()
-        with self.seeded(f"epoch.{state.epoch}"):
-            state.learning_rates.append(float(self.optimizer.param_groups[0]["lr"]))
+        with generators_restored(self.devices):
+            state.learning_rates.append(float(self.optimizer.param_groups[0].get("lr", math.nan)))
             self.network.train()
             mean = self.steps(where)
             state.training_losses.append(mean)
@@ -222,8 +224,10 @@ class _Run:
         if settings.shuffle:
             order = random_stream(f"learn.trainer.shuffle.{state.epoch}", settings.seed).permutation(count)
         size, mean = settings.batch_size or count, 0.0
-        for start in range(0, count, size):
+        starts = range(0, count, size)
+        for start, (of_loss, of_optimizer) in zip(starts, self.seeds(len(starts)), strict=True):
             indices = order[start : start + size]
+            seed_generators(of_loss, self.devices)
 
             def evaluate(indices: Indices = indices) -> float:
                 return self.gradients.evaluate(self.training, indices, f"{where}, step {state.steps + 1}")
@@ -234,6 +238,7 @@ class _Run:
                 value = evaluate()
                 if settings.clip is not None:
                     torch.nn.utils.clip_grad_norm_(self.gradients.parameters, settings.clip)
+                seed_generators(of_optimizer, self.devices)
                 self.optimizer.step()
             if self.schedule is not None and settings.schedule in FINITE_SCHEDULES:
                 self.schedule.step()
@@ -294,15 +299,15 @@ class _Run:
                 configuration[f"{name} data on {self.comm.size} ranks"] = [digest for _, digest in known]
         return configuration
 
-    @contextlib.contextmanager
-    def seeded(self, name: str) -> Iterator[None]:
-        """Give dropout and the like numbers that follow from seed and epoch, and leave torch's stream as it was."""
-        independent = self.comm if self.mode == "data_parallel" else None
-        seed = int(random_stream(f"learn.trainer.{name}", self.settings.seed, independent).integers(2**62))
-        devices = sorted({p.device.index for p in self.gradients.parameters if p.is_cuda})
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            yield
+    def seeds(self, steps: int) -> list[tuple[int, int]]:
+        """Return for each step of an epoch what seeds its loss, and what seeds its optimiser. Collective: no."""
+        name, independent = (
+            f"learn.trainer.step.{self.state.epoch}",
+            self.comm if self.mode == "data_parallel" else None,
+        )
+        of_losses = random_stream(name, self.settings.seed, independent).integers(2**62, size=steps)
+        of_optimiser = random_stream(f"{name}.optimizer", self.settings.seed).integers(2**62, size=steps)
+        return list(zip(of_losses.tolist(), of_optimiser.tolist(), strict=True))
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[], None]]:

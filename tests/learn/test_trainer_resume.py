@@ -60,6 +60,8 @@ CASES = {
     "lbfgs": TrainerSettings("LBFGS", {"max_iter": 3, "line_search_fn": "strong_wolfe"}, 1.0),
     "prodigy": TrainerSettings("prodigy", {}, 1.0, batch_size=4),
     "schedule free": TrainerSettings("ScheduleFreeAdamW", {}, 0.02, batch_size=4),
+    "soap, whose matrices are stored by columns": TrainerSettings("soap", {}, 0.01, batch_size=4),
+    "kron, which draws random numbers": TrainerSettings("kron", {}, 0.01, batch_size=4),
     "lion": TrainerSettings("lion", {}, 0.01, "cosine", batch_size=4),
 }
 
@@ -146,7 +148,7 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(shared_tmp
         train(settings, COMM, dtype=torch.float32)
     with pytest.raises(InputError, match="validation samples 4 in the checkpoint, nothing now"):
         train(settings, COMM, validation=False)
-    with pytest.raises(InputError, match="training data"):
+    with pytest.raises(InputError, match="training data is not what it was"):
         Trainer(small_network(dropout=0.2), mean_square, settings, COMM).fit(regression_data(10, "other"))
     if COMM.rank == 0:
         content = bytearray(path.read_bytes())
