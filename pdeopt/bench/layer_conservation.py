@@ -60,8 +60,10 @@ def _spaces(
     comm: MPI.Comm, cells: int, dimension: int, family: str, degree: int
 ) -> tuple[fem.FunctionSpace, ufl.core.expr.Expr, ufl.core.expr.Expr]:
     """Return the space, a flux that satisfies no balance, and a source."""
-    make = dolfinx.mesh.create_unit_square if dimension == 2 else dolfinx.mesh.create_unit_cube
-    mesh = make(comm, *[cells] * dimension)
+    if dimension == 2:
+        mesh = dolfinx.mesh.create_unit_square(comm, cells, cells)
+    else:
+        mesh = dolfinx.mesh.create_unit_cube(comm, cells, cells, cells)
     x = ufl.SpatialCoordinate(mesh)
     flux = ufl.as_vector([ufl.sin(3.0 * x[i]) + x[(i + 1) % dimension] ** 2 for i in range(dimension)])
     return fem.functionspace(mesh, (family, degree)), flux, 1.0 + ufl.cos(2.0 * x[0]) * x[1]
@@ -130,7 +132,7 @@ def _asymmetry(space: fem.FunctionSpace, weight: fem.Function) -> float:
     homogeneous = FluxProjection(space, source=0.0, inverse_permeability=weight)
     trial, test = ufl.TrialFunction(space), ufl.TestFunction(space)
     mass = forms.assemble_matrix(fem.form(weight * ufl.inner(trial, test) * ufl.dx))
-    vectors = []
+    vectors: list[list[PETSc.Vec]] = []
     for one in (_draw(space, 0), _draw(space, 1)):
         vectors.append([])
         for function in (one, homogeneous.project(one)):

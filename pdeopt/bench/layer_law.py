@@ -228,7 +228,8 @@ def learn_law(
 
 def law_errors(network: torch.nn.Module, readings: Array) -> tuple[float, float]:
     """Return relative L2 and maximum errors over the range of 99 % of the readings. Collective: no."""
-    temperature = np.linspace(*np.quantile(readings, [_TAIL, 1.0 - _TAIL]), 400)
+    low, high = (float(np.quantile(readings, share)) for share in (_TAIL, 1.0 - _TAIL))
+    temperature = np.linspace(low, high, 400)
     truth = np.asarray(true_conductivity(temperature))
     with torch.no_grad():
         found = network(torch.from_numpy(temperature)[:, None])[:, 0].numpy()

@@ -53,7 +53,9 @@ class AdjointSolver:
         try:
             for fresh in (False, True):
                 pc.setReusePreconditioner(not fresh)
-                ksp.setTolerances(rtol=rtol, atol=1e-300, divtol=1e10, max_it=_STALE if factors and not fresh else _MAX_IT)
+                ksp.setTolerances(
+                    rtol=rtol, atol=1e-300, divtol=1e10, max_it=_STALE if factors and not fresh else _MAX_IT
+                )
                 (ksp.solveTranspose if transposed else ksp.solve)(right, out)
                 total += ksp.getIterationNumber()
                 reason = int(ksp.getConvergedReason())

@@ -155,9 +155,9 @@ def make_records(
         problem.solve()
         if problem.solver.getConvergedReason() <= 0:
             raise ConvergenceError(f"record {record} was not solved (reason {problem.solver.getConvergedReason()})")
-        values = model.temperature.x.array
+        values = np.asarray(model.temperature.x.array, dtype=np.float64)
         readings[record, model.owned] = model.read(values)
-        low, high = min(low, values.min(initial=np.inf)), max(high, values.max(initial=-np.inf))
+        low, high = min(low, float(values.min(initial=np.inf))), max(high, float(values.max(initial=-np.inf)))
     readings = comm.allreduce(readings)
     visited = (float(comm.allreduce(low, op=MPI.MIN)), float(comm.allreduce(high, op=MPI.MAX)))
     readings += noise * (visited[1] - visited[0]) * stream.standard_normal(readings.shape)
