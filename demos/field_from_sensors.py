@@ -5,7 +5,7 @@
 #
 # $$-\nabla\cdot(e^m\,\nabla u_k) = f_k, \qquad u_k = 0 \text{ on the boundary},$$
 #
-# and the field $m$ is wanted: 100 numbers for 2,401 unknowns. Something has to fill the gap. Here $m$ is a network of
+# and the field $m$ is wanted: 100 numbers for 625 unknowns. Something has to fill the gap. Here $m$ is a network of
 # the coordinates with two hidden layers, which prefers smooth fields; its weights are what is sought. `PDELayer` makes
 # the four solves a function of $m$, and torch's optimiser sees through network and equation alike.
 #
@@ -32,7 +32,7 @@ folder = pathlib.Path(__file__).resolve().parent.parent / "out_field_from_sensor
 #
 # A tensor of the layer holds the degrees of freedom that this rank owns; a leading axis is a batch, here of sources.
 
-model = FieldRecovery(comm, cells=48)
+model = FieldRecovery(comm, cells=24)
 layer = PDELayer(model.residual(), model.state, model.bcs, controls=[model.log_diffusivity, model.source])
 truth, sources = torch.from_numpy(model.truth()), torch.from_numpy(model.source_values())
 with torch.no_grad():
@@ -58,7 +58,7 @@ def loss(net, _):
 
 settings = TrainerSettings(
     optimizer="LBFGS",
-    optimizer_options={"max_iter": 25, "line_search_fn": "strong_wolfe"},
+    optimizer_options={"max_iter": 80, "line_search_fn": "strong_wolfe"},
     learning_rate=1.0,
     epochs=4,
 )
