@@ -194,7 +194,7 @@ def beside_mumps(comm: MPI.Comm, cells: int) -> Row:
         "its solve [s]": solve,
         "set-up of the projection [s]": setup,
         "projection [s]": seconds,
-        "greatest difference": comm.allreduce(difference, op=MPI.MAX),
+        "greatest difference": float(comm.allreduce(difference, op=MPI.MAX)),
     }
     for handle in (ksp, matrix, right, solution):
         handle.destroy()
