@@ -83,6 +83,7 @@ class Race:
         self._bounds: LowerConfidenceBounds | None = None
         self._bandit: Restarting | None = None
         self._arm = 0
+        self._owed = False  # whether the rule's choice is tried again, whatever exploring has lost
         self.choices: list[Choice] = []
         self.picked: Choice | None = None
 
@@ -125,9 +126,12 @@ class Race:
         assert self._bounds is not None
         self._bounds.explore = True
         arm = self._bandit.choose()
-        if arm != self._bounds.best and self._loss(arm, features) > SHARE * self._seconds - self.exploring:
-            self._bounds.explore = False
-            arm = self._bandit.choose()
+        if arm != self._bounds.best and not (self._owed and arm == 0):
+            if self._loss(arm, features) > SHARE * self._seconds - self.exploring:
+                self._bounds.explore = False
+                arm = self._bandit.choose()
+        elif arm == 0:
+            self._owed = False
         self._arm = arm
         return self.choices[arm]
 
@@ -184,7 +188,11 @@ class Race:
         cost = sample.solve + sample.setup * (UPDATE if trial and sample.new else 1.0)
         if not sample.converged:
             cost = max(cost, FAILED * best) if not math.isnan(best) else FAILED * cost
+        restarts = self._bandit.restarts
         self._bandit.learn(cost)
+        # When solves have become dearer for good, what was faster than the rule's choice may be so no longer, and
+        # without a trial nobody would know until exploring can be afforded again.
+        self._owed |= self._bandit.restarts > restarts and cost > best
 
     @property
     def standings(self) -> str:

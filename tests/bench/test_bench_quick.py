@@ -14,6 +14,11 @@ from pdeopt.bench import (
     cylinder,
     estimators,
     guests,
+    layer_conservation,
+    layer_derivatives,
+    layer_tolerance,
+    layer_training,
+    layers,
     relax,
     relax_curves,
     relax_heat,
@@ -21,6 +26,7 @@ from pdeopt.bench import (
     time,
     tune,
     tune_families,
+    tune_large,
 )
 from pdeopt.bench.harness import BenchSettings
 from pdeopt.bench.study import Study
@@ -39,6 +45,11 @@ PARTS = {
     "guests": (guests.measure, {"5a", "5a steps"}),
     "regret curves": (relax_curves.measure, {"1c"}),
     "families": (tune_families.measure, {"2a", "2b", "2c", "2d", "2e"}),
+    "families held out": (tune_large.measure, {"2f", "2f.gamg", "2g", "2g.gamg"}),
+    "gradients through solves": (layer_derivatives.measure, {"2c", "2d"}),
+    "adjoint tolerances": (layer_tolerance.measure, set()),
+    "conservation": (layer_conservation.measure, set()),
+    "a learned law": (layer_training.measure, {"5", "5.spline", "5.oracle", "5.off"}),
     "relaxed heat": (relax_heat.measure, {"1d", "1e"}),
 }
 
@@ -56,7 +67,8 @@ def test_part_measures_and_keeps_its_claims(name):
 
 
 def test_benches_are_made_of_these_parts():
-    assert {"time", "certificates", "relax", "tune"} <= BENCHES.keys()
+    assert {"time", "certificates", "relax", "tune", "layers"} <= BENCHES.keys()
+    assert layers.run.__module__ == BENCHES["layers"]
     assert certificates.run.__module__ == BENCHES["certificates"]
     assert time.run.__module__ == BENCHES["time"]
     assert relax.run.__module__ == BENCHES["relax"]

@@ -128,6 +128,20 @@ def test_what_is_faster_is_found_and_a_change_of_regime_is_noticed():
     assert "begun anew" in contest.standings
 
 
+def test_the_rule_s_choice_comes_back_soon_where_what_was_faster_has_become_slow():
+    stream = np.random.default_rng(5)
+    noise = np.exp(0.05 * stream.standard_normal(300))
+
+    def seconds(step, name):
+        cheap = step % 100 < 50
+        return 0.1 * noise[step] * (1.0 if "ICC(3)" in name else 0.6 if cheap else 4.0)
+
+    names, _, total = run(seconds, 300)
+    for start in (150, 250):
+        assert names[start + 15 : start + 50].count("CG with ICC(3)") >= 33
+    assert total <= 1.15 * 0.1 * noise.sum()
+
+
 def test_a_choice_that_fails_leaves_the_race():
     contest, first = Race(), Choice("CG with ICC(3)", "incomplete", {}, "")
     for _ in range(FIRST + 1):
