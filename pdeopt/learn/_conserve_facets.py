@@ -51,8 +51,9 @@ class FacetSystem:
         self.iterations = 0  # of all solves so far
         self.reason = 0
         self._facet_map = mesh.topology.index_map(dim - 1)
+        faces = dolfinx.cpp.mesh.cell_num_entities(mesh.topology.cell_type, dim - 1)
         connectivity = mesh.topology.connectivity(dim, dim - 1)
-        self.facets = connectivity.array.reshape(-1, connectivity.offsets[1])[: cells.count].astype(np.int64)
+        self.facets = connectivity.array.reshape(-1, faces)[: cells.count].astype(np.int64)
         layout = cells.space.dofmap.dof_layout
         # Position of a facet's degrees of freedom in the cell, shape (facets of a cell, degrees of freedom of a facet).
         self.local = np.array([layout.entity_dofs(dim - 1, facet) for facet in range(self.facets.shape[1])])
@@ -166,7 +167,7 @@ class FacetSystem:
         vector.scatter_forward()
         values = vector.array.reshape(-1, self.per_facet)[self.facets] * self.sign[:, :, None]
         result = np.zeros((self.cells.count, self.cells.mass.shape[1]))
-        result[:, self.local.reshape(-1)] = values.reshape(self.cells.count, -1)
+        result[:, self.local.reshape(-1)] = values.reshape(self.cells.count, self.local.size)
         return result
 
     def _is_singular(self, prescribed: np.ndarray) -> bool:

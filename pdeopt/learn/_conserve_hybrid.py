@@ -15,8 +15,8 @@ from pdeopt.report import ConvergenceError
 # ones in the jumps themselves, which also count where the weight is small.
 _FIRST_PASS = 1e-5
 _SECOND_PASS = 1e-7
-_LATER_PASS = 1e-2
-_FLOOR = 1e-8
+_LATER_PASS = 0.3
+_FLOOR = 1e-9
 _PASSES = 6
 
 

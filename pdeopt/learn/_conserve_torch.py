@@ -7,6 +7,7 @@ from mpi4py import MPI
 import numpy as np
 
 from pdeopt.learn._torch import torch
+from pdeopt.learn.collective import replicated, sum_over_ranks
 
 
 class AffineProjection(Protocol):
@@ -109,15 +110,5 @@ def symmetric_map(values: torch.Tensor, apply: Any) -> torch.Tensor:
 
 
 def sum_of_parts(values: torch.Tensor, comm: MPI.Comm) -> torch.Tensor:
-    """Add up tensors over all ranks, where the cotangents of the ranks are parts of one derivative. Collective: yes.
-
-    A cotangent of owned values holds what the one functional of all ranks owes to this rank's values. So the
-    derivative by a rank's share is the sum of what all ranks owe to the total: the map is its own transpose.
-    """
-
-    def add(local: np.ndarray) -> np.ndarray:
-        total = np.empty_like(np.ascontiguousarray(local))
-        comm.Allreduce(np.ascontiguousarray(local), total)
-        return total
-
-    return _Symmetric.apply(values, add)
+    """Add up what the ranks have, for use with what each rank owns. Collective: yes, forward and backward."""
+    return replicated(sum_over_ranks(values, comm), comm)
