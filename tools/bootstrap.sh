@@ -93,7 +93,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 if [ -e "$changing" ] || ! usable "$python" || ! "$python" -m pip --version >/dev/null 2>&1; then
   base=$(find_python)
-  echo "pdeopt: making .venv with $("$base" --version) (once, about half a minute)" >&2
+  echo "pdeopt: making .venv with $("$base" --version) (once, half a minute; two minutes with torch for the tests)" >&2
   rm -rf "$venv"
   mkdir "$venv"
   : >"$changing"
