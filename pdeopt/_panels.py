@@ -23,6 +23,8 @@ COLOURS = "pdeopt colours"  # name of the scalars drawn, beside the field of the
 _DOTS_PER_INCH = 200
 _PANEL_INCHES = 4.0
 _PLAIN_INCHES = 2.75  # width of a panel that is left to the drawing beside a colour bar
+# A panel that stands alone fills the figure's width, and would push its labels off the paper.
+_ALONE = 0.82
 # Domains flatter than this have their colour bar above them instead of beside them.
 _FLAT_ASPECT = 0.45
 _RENDERED_PIXELS = 1400  # longer side of a rendered panel; the figure samples it down, which smooths edges
@@ -133,6 +135,8 @@ def draw_panels(panels: Sequence[Panel], title: str, show_edges: bool, length_un
     aspects = [0.75 if image is None else image.shape[0] / image.shape[1] for image in images]
     flat = max(aspects) < _FLAT_ASPECT
     drawing_height = min((3.4 if flat else _PLAIN_INCHES) * max(aspects), 5.5)
+    if len(panels) == 1 and not flat:
+        drawing_height *= _ALONE
     height = drawing_height + (1.5 if flat else 0.6) + (0.3 if title else 0.0)
     figure = new_figure(_PANEL_INCHES * len(panels), height)
     figure.suptitle(title)

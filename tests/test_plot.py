@@ -128,6 +128,7 @@ def test_solids_curves_intervals_and_vectors_are_drawn(tmp_path):
         {"displacement (m)": field(box, ("P", 1, (3,)), lambda x: x), "density": field(box, ("DG", 0), lambda x: x[0])},
         {"boundary": field(edge, ("P", 1), lambda x: x[1]), "flux": field(square, ("RT", 1), lambda x: x[:2])},
         {"velocity (m/s)": field(channel, ("P", 2, (2,)), lambda x: np.vstack([x[1] * (0.4 - x[1]), 0 * x[0]]))},
+        {"alone": field(square, ("P", 1), lambda x: 2500.0 * x[0] * x[1])},
         {"profile": field(mesh.create_interval(MPI.COMM_SELF, 5, (0, 1)), ("DG", 0), lambda x: x[0])},
     ]
     for index, row in enumerate(rows):
