@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from pdeopt.fem import output
-from pdeopt.learn import NetworkCoefficient, PDELayer, Trainer, TrainerSettings, mlp, sum_over_ranks
+from pdeopt.learn import NetworkCoefficient, PDELayer, Trainer, TrainerSettings, mlp, save_weights, sum_over_ranks
 from pdeopt.learn.layers import Normalise, Positive
 from pdeopt.parallel import on_root, print_root
 from pdeopt.plot import plot_fields
@@ -88,10 +88,16 @@ error = np.linalg.norm(learned - truth) / np.linalg.norm(truth)
 misfit = training.training_losses[-1] ** 0.5 / np.ptp(readings)
 print_root(comm, f"misfit of the readings {misfit:.2%} of their range, error of the law {error:.2%}")
 
-# ## Pictures, and a file for ParaView
+# ## Weights, pictures, and a file for ParaView
+#
+# The weights are kept with a card that says where they come from.
 
 with torch.no_grad():
     layer(records[0][0])  # leaves its solution in the function
+folder.mkdir(exist_ok=True)
+architecture = {"inputs": 1, "outputs": 1, "width": 6, "depth": 1, "output": "softplus"}
+card = training.card("conductivity law", architecture, "python demos/conductivity_law.py", {"error of the law": error})
+save_weights(folder / "law.safetensors", network, card, comm)
 output.write_fields(folder / "fields", {"temperature": model.temperature})
 plot_fields({"temperature": model.temperature}, folder / "first_record.png")
 
@@ -110,7 +116,7 @@ def draw_law():
 
 
 on_root(comm, draw_law)
-print_root(comm, f"wrote {folder.name}/: fields for ParaView, first_record.png, law.png")
+print_root(comm, f"wrote {folder.name}/: fields for ParaView, law.safetensors, first_record.png, law.png")
 
 # ## What must hold
 
