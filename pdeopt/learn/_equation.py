@@ -15,6 +15,7 @@ import ufl
 from pdeopt import parallel
 from pdeopt.fem import forms
 from pdeopt.learn._adjoint_solver import AdjointSolver
+from pdeopt.learn._covectors import owned, restricted
 from pdeopt.learn._inputs import BoundaryValues, Input
 from pdeopt.learn._torch import torch
 from pdeopt.learn.network_coefficient import network_coefficients, total_derivative
@@ -357,10 +358,10 @@ class Equation:
             if not wanted[index]:
                 result.append(None)
                 continue
-            part = np.zeros(one.size) if form is None else -_restricted(form, one)
+            part = np.zeros(one.size) if form is None else -restricted(form, one)
             if self.comm.allreduce(self.boundary.prescribes(index)):
                 if through is None:
-                    through = cotangent - _owned(self._by_state, self.size)
+                    through = cotangent - owned(self._by_state, self.size)
                 part = self.boundary.collect(index, one, through, part)
             result.append(part)
         return result
@@ -371,7 +372,7 @@ class Equation:
         result: list[list[torch.Tensor]] = []
         for network, form in zip(self.networks, self._by_network, strict=True):
             size = forms.owned_size(network.function_space)
-            covector = np.zeros(size) if form is None else -_owned(form, size)
+            covector = np.zeros(size) if form is None else -owned(form, size)
             with self._callbacks.guard():
                 result.append(network.parameter_gradient(covector))
         if self.networks:
@@ -383,22 +384,6 @@ class Equation:
         self._adjoint_solver.destroy()
         for item in (self._snes, self.matrix, self._x, self._right):
             item.destroy()
-
-
-def _restricted(form: dolfinx.fem.Form, one: Input) -> Array:
-    vector = forms.assemble_vector(form)
-    try:
-        return one.restrict(vector)
-    finally:
-        vector.destroy()
-
-
-def _owned(form: dolfinx.fem.Form, size: int) -> Array:
-    vector = forms.assemble_vector(form)
-    try:
-        return np.array(vector.array_r[:size])
-    finally:
-        vector.destroy()
 
 
 def _null_space(kernel: Sequence[dolfinx.fem.Function], matrix: PETSc.Mat) -> PETSc.NullSpace | None:

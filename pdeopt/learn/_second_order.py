@@ -8,7 +8,8 @@ import numpy.typing as npt
 import ufl
 
 from pdeopt.fem import forms
-from pdeopt.learn._equation import Equation, _owned, _restricted
+from pdeopt.learn._covectors import owned, restricted
+from pdeopt.learn._equation import Equation
 from pdeopt.report import InputError
 
 Array = npt.NDArray[np.float64]
@@ -70,7 +71,7 @@ class SecondOrder:
             values = direction if one.replicated else np.asarray(self._directions[index].x.array, dtype=np.float64)
             equation.boundary.prescribe(index, values, prescribed)
         forms.set_function(self._change, prescribed)
-        right = np.zeros(equation.size) if self._tangent is None else -_owned(self._tangent, equation.size)
+        right = np.zeros(equation.size) if self._tangent is None else -owned(self._tangent, equation.size)
         change = prescribed + equation.solve_linear(right, rtol)
         forms.set_function(self._change, change)
         return change
@@ -80,10 +81,10 @@ class SecondOrder:
         equation = self._equation
         forms.set_function(equation.adjoint, adjoint)
         size = equation.size
-        by_state = np.zeros(size) if self._by_state is None else _owned(self._by_state, size)
+        by_state = np.zeros(size) if self._by_state is None else owned(self._by_state, size)
         second = equation.solve_adjoint(by_state, rtol)
         explicit = [
-            np.zeros(one.size) if form is None else _restricted(form, one)
+            np.zeros(one.size) if form is None else restricted(form, one)
             for one, form in zip(equation.inputs, self._by_input, strict=True)
         ]
         implicit = equation.gradients(by_state, second, [True] * len(equation.inputs))
