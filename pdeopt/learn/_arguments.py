@@ -90,12 +90,13 @@ class Arguments:
     def _check_numbers(self, numbers: Sequence[Array]) -> InputError | None:
         """Return what is wrong if real numbers differ from those of rank 0. Collective: yes."""
         labels = [one.label for one in self._inputs if one.replicated]
+        error = None
         for label, own in zip(labels, numbers, strict=True):
             first = own.copy()
             self._comm.Bcast(first)
-            if not np.array_equal(first, own):
-                return InputError(f"{label} has other numbers on this rank than on rank 0: they have to be equal")
-        return None
+            if error is None and not np.array_equal(first, own):
+                error = InputError(f"{label} has other numbers on this rank than on rank 0: they have to be equal")
+        return error
 
     def _check_shapes(self, controls: Sequence[torch.Tensor]) -> int | None:
         if len(controls) != len(self._inputs):

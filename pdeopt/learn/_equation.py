@@ -124,6 +124,9 @@ class Equation:
         self._moves_with_state = forms.depends_on(jacobian, [state, *self.networks, *self._derivatives()])
         self._moves_with = [forms.depends_on(jacobian, [one.function]) for one in inputs]
         self.constants = ufl.algorithms.analysis.extract_constants(jacobian)  # that the matrix depends on
+        known = [state, *self.networks, *self._derivatives(), *(one.function for one in inputs)]
+        # What else the matrix depends on, which the user may change between calls.
+        self._data = [one for one in ufl.algorithms.extract_coefficients(jacobian) if one not in known]
         self._residual, self._jacobian = self.compile(residual), self.compile(jacobian)
         self._by_state = self.compile(self.differentiate(self.lagrangian, state, ufl.TestFunction(space)))
         self._by_input = [self._compile_gradient(self.lagrangian, one.function) for one in inputs]
@@ -131,6 +134,7 @@ class Equation:
         self.matrix = forms.assemble_matrix(self._jacobian, self._bcs)
         self._standing = False  # whether the matrix stands at what inputs and state hold
         self._loaded: list[Array] = []
+        self._seen: list[Array] = []
         self._first_norm = math.nan
         self._callbacks = parallel.CallbackErrors(self.comm)
         self._prefix, self._kernel = prefix, _null_space(kernel, self.matrix)
@@ -177,7 +181,10 @@ class Equation:
         for index, (one, array) in enumerate(zip(self.inputs, values, strict=True)):
             one.set(array)
             moved |= bool(self._moves_with[index] and not moved and not np.array_equal(self._loaded[index], array))
-        if any(self._moves_with) and self.comm.allreduce(moved):
+        data = [np.array(one.x.array) for one in self._data] + [np.array(one.value) for one in self.constants]
+        moved |= len(data) != len(self._seen) or not all(map(np.array_equal, data, self._seen))
+        self._seen = data
+        if (data or any(self._moves_with)) and self.comm.allreduce(moved):
             self._standing = False
         self._loaded = [np.array(array) for array in values]
 

@@ -158,7 +158,7 @@ class March:
             if self._times.output == "all":
                 self.states[step] = after
             else:
-                self.states = after
+                self.states = after.copy()  # the user may change what the layer returned
         return (after,)
 
     def reverse(self, step: int, before: State, after: State) -> None:

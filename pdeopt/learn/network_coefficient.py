@@ -68,6 +68,8 @@ class NetworkCoefficient(dolfinx.fem.Function):
         if quadrature_degree < 1:
             raise InputError(f"quadrature_degree is {quadrature_degree}: give the degree of the measure, at least 1")
         functions = [one for expr in given for one in extract_coefficients(ufl.as_ufl(expr))]
+        if any(isinstance(one, NetworkCoefficient) for one in functions):
+            raise InputError("an operand is a network coefficient itself: make one network of both")
         if mesh is None:
             meshes = [one.function_space.mesh for one in functions if isinstance(one, dolfinx.fem.Function)]
             if not meshes:

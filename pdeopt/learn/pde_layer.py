@@ -108,6 +108,12 @@ class PDELayer(torch.nn.Module):
         space = state.function_space
         self.comm: MPI.Comm = space.mesh.comm
         residual = _fix_degree(residual, quadrature_degree)
+        clock = time_steps.clock if time_steps else None
+        for index, one in enumerate(controls):
+            if one is state or one is clock or one in network_coefficients(residual):
+                raise InputError(
+                    f"control {index} is the state, the clock or a network coefficient, which the layer sets itself"
+                )
         self._times = time_steps
         extra = [] if time_steps is None or _among(time_steps.previous, controls) else [time_steps.previous]
         inputs = make_inputs([*controls, *extra], space.mesh)

@@ -11,7 +11,7 @@ import numpy as np
 from pdeopt.learn._torch import torch
 from pdeopt.parallel import random_stream
 
-# Steps of the difference quotients, relative to the size of the point; the best one counts.
+# Steps of the difference quotients along the direction; the best one counts.
 _STEPS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 _TAYLOR_STEPS = (4e-3, 2e-3, 1e-3, 5e-4)
 

@@ -145,6 +145,36 @@ def test_a_batch_is_its_rows():
     assert by_strength.shape == (3, 1)
 
 
+def test_data_that_change_between_calls_reach_the_gradient():
+    mesh = square()
+    space = fem.functionspace(mesh, ("Lagrange", 1))
+    u, f, v, k = fem.Function(space), fem.Function(space), ufl.TestFunction(space), fem.Constant(mesh, 1.0)
+    residual = k * ufl.inner(ufl.grad(u), ufl.grad(v)) * ufl.dx - f * v * ufl.dx
+    layer = pdeopt.PDELayer(residual, u, [fem.dirichletbc(0.0, boundary(space), space)], controls=[f])
+    source = torch.ones(layer.state_size, dtype=torch.float64, requires_grad=True)
+    first = torch.autograd.grad(layer(source).sum(), source)[0]
+    k.value = 1.5
+    second = torch.autograd.grad(layer(source).sum(), source)[0]
+    assert torch.allclose(second, first / 1.5, rtol=1e-9)
+
+
+def test_what_a_layer_returned_may_be_changed():
+    mesh = square()
+    space = fem.functionspace(mesh, ("Lagrange", 1))
+    u, before, f, v = fem.Function(space), fem.Function(space), fem.Function(space), ufl.TestFunction(space)
+    residual = ((u - before) * 20.0 * v + (1.0 + u**2) * ufl.inner(ufl.grad(u), ufl.grad(v)) - f * v) * ufl.dx
+    bcs = [fem.dirichletbc(0.0, boundary(space), space)]
+    layer = pdeopt.PDELayer(residual, u, bcs, controls=[f], time_steps=TimeSteps(before, 3))
+    source = torch.full((layer.state_size,), 30.0, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(layer(source).sum(), source)[0]
+    output = layer(source)
+    with torch.no_grad():
+        output -= 1.0
+    assert torch.equal(torch.autograd.grad(output.sum(), source)[0], expected)
+    with pytest.raises(InputError, match="sets itself"):
+        pdeopt.PDELayer(residual, u, bcs, controls=[u])
+
+
 def test_other_types_and_bare_numbers():
     case = layer_cases.poisson(MPI.COMM_SELF, 4)
     m, _, g = case.tensors
