@@ -56,7 +56,7 @@ class Arguments:
         batch: int | None = None
         try:
             batch = self._check_shapes(controls)
-        except InputError as caught:
+        except Exception as caught:  # of any kind: the other ranks wait for this one's word
             error = caught
         own = [float(error is not None), -1.0 if batch is None else float(batch)]
         numbers: list[Array] = []
