@@ -11,7 +11,7 @@ from petsc4py import PETSc
 
 from pdeopt.parallel import on_root, raise_everywhere
 from pdeopt.relaxation._bandit_settings import BanditSettings, Learner
-from pdeopt.relaxation._options import read_settings
+from pdeopt.fem.settings import read_settings
 from pdeopt.relaxation._state import StateKeeper
 from pdeopt.relaxation.contexts import StiffnessRatio
 from pdeopt.relaxation.petsc_multicolour import MulticolourSettings, MulticolourSOR

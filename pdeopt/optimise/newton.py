@@ -1,0 +1,302 @@
+"""AdaSketch-Newton: inexact Newton steps in x and p together, accepted on the exact augmented Lagrangian.
+
+The method of Hong, Na, Mahoney and Kolar (ICML 2023, PMLR 202:13174-13198). Each step solves the KKT system with b =
+(L_x, c) to a relative accuracy delta, by any solver, and is taken if it descends,
+
+    M'(x, p; z) <= -eta_2 / 2 |b|^2;
+
+otherwise eta_1 grows, eta_2 and delta shrink, and the solve goes on from where it stood. Armijo's rule gives its length.
+Differences to what was published: the merit function has its true gradient (the released code leaves out the
+curvature of the constraints), norms are Riesz norms, the accuracy is a relative residual (the published bound, by worst-case
+constants, was met in no solve of the published examples), it is sharpened near the solution for superlinear convergence,
+and the inertia is corrected from the factorisation or from negative curvature instead of by dense eigenvalues.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from pdeopt.optimise.merit import Evaluation, Penalties, slope
+from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
+from pdeopt.report import ConvergenceError, InputError
+
+_FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-12, 1e20
+_DUAL_SHIFT = 1e-8
+_SHORTEST_STEP = 1e-10
+_UNBOUNDED = -1e20
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaSketchSettings:
+    """The numbers of the method, as published but for the line search's.
+
+    Parameters
+    ----------
+    constraint_penalty, gradient_penalty
+        First eta_1 and eta_2, > 0.
+    accuracy
+        First delta, in (0, 1): relative residual of the KKT solves.
+    growth
+        nu > 1: on a failed descent test eta_1 grows by nu^2, eta_2 shrinks by nu, delta by nu^4.
+    sharpen
+        Exponent: the accuracy is at most (|b| / |b_0|)^sharpen; 0 keeps it, for a linear rate.
+    armijo
+        Share of the predicted decrease that a step must give, in (0, 1/2).
+    least_squares_multipliers
+        Start from the multipliers that fit best at the initial x, where those given are zero.
+
+    Raises
+    ------
+    InputError
+        If a number is out of its range.
+    """
+
+    constraint_penalty: float = 1.0
+    gradient_penalty: float = 0.1
+    accuracy: float = 0.1
+    growth: float = 1.5
+    sharpen: float = 0.5
+    armijo: float = 1e-4
+    least_squares_multipliers: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("constraint_penalty", "gradient_penalty"):
+            if not getattr(self, name) > 0.0:
+                raise InputError(f"{name} is {getattr(self, name):g}: it must be positive")
+        if not 0.0 < self.accuracy < 1.0:
+            raise InputError(f"accuracy is {self.accuracy:g}: it must lie between 0 and 1")
+        if not self.growth > 1.0:
+            raise InputError(f"growth is {self.growth:g}: it must be above 1")
+        if not self.sharpen >= 0.0:
+            raise InputError(f"sharpen is {self.sharpen:g}: it must not be negative")
+        if not 0.0 < self.armijo < 0.5:
+            raise InputError(f"armijo is {self.armijo:g}: it must lie between 0 and 1/2")
+
+
+class Failure(ConvergenceError):
+    """The iteration cannot go on; ``reason`` is TAO's."""
+
+    def __init__(self, message: str, reason: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass
+class Counters:
+    """What was spent: merit evaluations, KKT matrices set up, iterations of their solvers, corrections."""
+
+    evaluations: int = 0
+    setups: int = 0
+    inner_iterations: int = 0
+    corrections: int = 0
+    penalty_updates: int = 0
+    unit_steps: int = 0
+
+
+class AdaSketch:
+    """Iterates on a program without bounds, from its present point.
+
+    Parameters
+    ----------
+    program
+        The program; it stands at the last accepted point after each `step`.
+    settings
+        The numbers of the method.
+
+    Attributes
+    ----------
+    point, evaluation
+        The present point, and the merit function there.
+    counters
+        What was spent.
+    """
+
+    def __init__(self, program: Program, settings: AdaSketchSettings | None = None) -> None:
+        self.program, self.settings = program, settings or AdaSketchSettings()
+        self.penalties = Penalties(self.settings.constraint_penalty, self.settings.gradient_penalty)
+        self.accuracy = self.settings.accuracy
+        self.counters = Counters()
+        self.kkt_name = ""
+        self._shift = self._dual_shift = 0.0
+        self.point = program.create()
+        program.get(self.point)
+        self._first = self._evaluate(self.point)
+        self.evaluation = self._first
+        self._require_finite(self.evaluation)
+        if self.settings.least_squares_multipliers and self.point.dual.getSize() and self.point.dual.norm() == 0.0:
+            self._estimate_multipliers()
+        self._first_norm = self.evaluation.norm
+
+    def _evaluate(self, point: Pair) -> Evaluation:
+        self.counters.evaluations += 1
+        self.program.move(point)
+        return Evaluation(self.program, point)
+
+    @staticmethod
+    def _require_finite(evaluation: Evaluation) -> None:
+        if not (math.isfinite(evaluation.objective) and math.isfinite(evaluation.norm)):
+            raise Failure("objective, gradient or constraints are NaN or Inf at the initial point: start elsewhere", -4)
+
+    def _estimate_multipliers(self) -> None:
+        """Set p to the minimiser of |L_x|, unless that is no better or very large."""
+        kkt = self.program.kkt_solver(shift=1.0, curvature=0.0)
+        try:
+            right, out = self.program.create(), self.program.create()
+            self.evaluation.residual.primal.copy(right.primal)
+            right.primal.scale(-1.0)
+            kkt.solve(right, out, 1e-6)
+        except ConvergenceError:
+            return  # linearly dependent constraints: zero will do
+        finally:
+            kkt.destroy()
+        if not math.isfinite(out.dual.norm()) or out.dual.norm() > 1e3 * max(1.0, self.evaluation.gradient_norm):
+            return
+        trial = self.point.copy()
+        trial.dual.axpy(1.0, out.dual)
+        candidate = self._evaluate(trial)
+        if candidate.gradient_norm <= self.evaluation.gradient_norm:
+            self.point, self.evaluation = trial, candidate
+        else:
+            self.program.move(self.point)
+
+    # One step --------------------------------------------------------------------------------------------------------
+
+    def step(self, done: Callable[[Evaluation], bool], forcing: float = 0.0) -> float:
+        """Take one step and return its length. Collective: yes.
+
+        Parameters
+        ----------
+        done
+            Says whether an evaluation meets the tolerances; a full step that does is taken without further tests.
+        forcing
+            Relative accuracy below which no solve needs to go.
+
+        Raises
+        ------
+        Failure
+            If no step can be found; the message says what that means for the problem.
+        """
+        direction, slopes = self._direction(forcing)
+        predicted = slope(slopes, self.penalties)
+        value = self.evaluation.value(self.penalties)
+        rounding = 1e-14 * max(abs(value), abs(self.evaluation.objective), 1e-300)
+        length, trial = 1.0, self.program.create()
+        while True:
+            trial.move(length, direction, self.point)
+            candidate = self._evaluate(trial)
+            finite = math.isfinite(candidate.objective) and math.isfinite(candidate.norm)
+            if finite:
+                decrease = candidate.value(self.penalties) - value
+                if length == 1.0 and done(candidate):
+                    break
+                if decrease <= self.settings.armijo * length * predicted + rounding:
+                    break
+            candidate.destroy()
+            length *= 0.5
+            if length < _SHORTEST_STEP:
+                self.program.move(self.point)
+                self._give_up()
+        self.counters.unit_steps += length == 1.0
+        self.point.assign(trial)
+        trial.destroy()
+        direction.destroy()
+        self.evaluation.destroy()
+        self.evaluation = candidate
+        if candidate.objective < _UNBOUNDED:
+            raise Failure(f"the objective fell to {candidate.objective:.1e}: the problem has no minimum", -8)
+        return length
+
+    def _direction(self, forcing: float) -> tuple[Pair, tuple[float, float, float]]:
+        """Return a direction that passes the descent test, with the slopes of the merit function's parts."""
+        program, evaluation, settings = self.program, self.evaluation, self.settings
+        right, direction = program.create(), program.create()
+        right.assign(evaluation.residual)
+        right.primal.scale(-1.0)
+        right.dual.scale(-1.0)
+        sharpened = (evaluation.norm / self._first_norm) ** settings.sharpen if self._first_norm > 0.0 else 1.0
+        accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
+        if program.quadratic:
+            accuracy = max(forcing, 1e-13)
+        shift = 0.0
+        while True:
+            kkt, result = self._solve(shift, right, direction, accuracy)
+            try:
+                if kkt is None or result is None or result.negative_curvature:
+                    shift = self._next_shift(shift)
+                    continue
+                found = self._adapt(kkt, result, right, direction, accuracy)
+            finally:
+                if kkt is not None:
+                    kkt.destroy()
+            if found is not None:
+                self._shift = shift
+                right.destroy()
+                return direction, found
+            shift = self._next_shift(shift)
+
+    def _solve(
+        self, shift: float, right: Pair, direction: Pair, accuracy: float
+    ) -> tuple[KKTSolver | None, KKTResult | None]:
+        """Set up and solve; None where the inertia is known to be wrong."""
+        kkt = self.program.kkt_solver(shift=shift, dual_shift=self._dual_shift)
+        self.counters.setups += 1
+        self.kkt_name = kkt.name
+        if kkt.inertia_is_right is False and kkt.singular and self._dual_shift == 0.0 and self.point.dual.getSize():
+            kkt.destroy()  # linearly dependent gradients of constraints?
+            self._dual_shift = _DUAL_SHIFT
+            kkt = self.program.kkt_solver(shift=shift, dual_shift=self._dual_shift)
+            self.counters.setups += 1
+        if kkt.inertia_is_right is False:
+            kkt.destroy()
+            return None, None
+        try:
+            result = kkt.solve(right, direction, accuracy)
+        except ConvergenceError:
+            kkt.destroy()
+            return None, None
+        self.counters.inner_iterations += result.iterations
+        return kkt, result
+
+    def _next_shift(self, shift: float) -> float:
+        """Return a larger inertia correction (Waechter and Biegler, Math. Program. 106 (2006), Algorithm IC)."""
+        self.counters.corrections += 1
+        if shift == 0.0:
+            return _FIRST_SHIFT if self._shift == 0.0 else max(_SMALLEST_SHIFT, self._shift / 3.0)
+        shift *= 100.0 if self._shift == 0.0 else 8.0
+        if shift > _LARGEST_SHIFT:
+            raise Failure("no regularisation made the KKT matrix regular: look for NaN in the second derivatives", -8)
+        return shift
+
+    def _adapt(
+        self, kkt: KKTSolver, result: KKTResult, right: Pair, direction: Pair, accuracy: float
+    ) -> tuple[float, float, float] | None:
+        """Adapt penalties and accuracy until the direction descends; None if they leave their range."""
+        settings, penalties, norm = self.settings, dataclasses.replace(self.penalties), self.evaluation.norm
+        slopes = self.evaluation.slopes(direction)
+        while not slope(slopes, penalties) <= -0.5 * penalties.gradient * norm**2:
+            if penalties.constraint > 1e8 or penalties.gradient < 1e-8:
+                return None
+            self.counters.penalty_updates += 1
+            penalties.constraint *= settings.growth**2
+            penalties.gradient /= settings.growth
+            accuracy = max(accuracy / settings.growth**4, 1e-12)
+            if result.relative_residual > accuracy:
+                result = kkt.solve(right, direction, accuracy, improve=True)
+                self.counters.inner_iterations += result.iterations
+                slopes = self.evaluation.slopes(direction)
+                self.accuracy = max(min(self.accuracy, accuracy), 1e-6)
+        self.penalties = penalties
+        return slopes
+
+    def _give_up(self) -> None:
+        """Raise the failure that fits the point where no step helps."""
+        evaluation = self.evaluation
+        if evaluation.constraint_norm > 0.0:
+            gradient = evaluation.infeasible_gradient_norm()
+            if gradient <= 1e-4 * evaluation.constraint_norm * max(1.0, evaluation.constraint_norm):
+                raise Failure(
+                    f"the constraints ({evaluation.constraint_norm:.2e}) cannot be reduced from here: the problem is "
+                    "infeasible, or has a local minimum of the constraints; start elsewhere",
+                    -8,
+                )
+        raise Failure("no step along the direction reduces the merit function: check derivatives, or start nearer", -6)
