@@ -21,7 +21,13 @@ _FACTORISATION = {
     "mat_mumps_icntl_24": 1,  # count null pivots
     "mat_mumps_icntl_14": 200,
 }
-_KRYLOV = {"ksp_type": "gmres", "ksp_pc_side": "right", "ksp_gmres_restart": 200, "ksp_max_it": 10_000, "pc_type": "none"}
+_KRYLOV = {
+    "ksp_type": "gmres",
+    "ksp_pc_side": "right",
+    "ksp_gmres_restart": 200,
+    "ksp_max_it": 10_000,
+    "pc_type": "none",
+}
 _ACCURACY = 1e-10  # of the factorisation, however loose the tolerance
 
 

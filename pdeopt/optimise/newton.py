@@ -21,8 +21,10 @@ from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
 from pdeopt.report import ConvergenceError, InputError
 
 _FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-12, 1e20
-_DUAL_SHIFT = 1e-8
-_SHORTEST_STEP = 1e-10
+_DUAL_SHIFT = 1e-2  # at most, and no more than the residual norm, so that the rate stays superlinear
+_SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regularised
+_ATTEMPTS = 12
+_PARALLEL = 0.9  # cosine of successive steps from which they may be a geometric series
 _UNBOUNDED = -1e20
 
 
@@ -117,7 +119,9 @@ class AdaSketch:
         self.accuracy = self.settings.accuracy
         self.counters = Counters()
         self.kkt_name = ""
-        self._shift = self._dual_shift = 0.0
+        self._shift = 0.0
+        self._last_step: Pair | None = None
+        self._extrapolated_norm = math.inf
         self.point = program.create()
         program.get(self.point)
         self._first = self._evaluate(self.point)
@@ -176,38 +180,79 @@ class AdaSketch:
         Failure
             If no step can be found; the message says what that means for the problem.
         """
-        direction, slopes = self._direction(forcing)
-        predicted = slope(slopes, self.penalties)
-        value = self.evaluation.value(self.penalties)
-        rounding = 1e-14 * max(abs(value), abs(self.evaluation.objective), 1e-300)
-        length, trial = 1.0, self.program.create()
-        while True:
-            trial.move(length, direction, self.point)
-            candidate = self._evaluate(trial)
-            finite = math.isfinite(candidate.objective) and math.isfinite(candidate.norm)
-            if finite:
-                decrease = candidate.value(self.penalties) - value
-                if length == 1.0 and done(candidate):
-                    break
-                if decrease <= self.settings.armijo * length * predicted + rounding:
-                    break
-            candidate.destroy()
-            length *= 0.5
-            if length < _SHORTEST_STEP:
-                self.program.move(self.point)
-                self._give_up()
-        self.counters.unit_steps += length == 1.0
+        least_shift = 0.0
+        for _ in range(_ATTEMPTS):
+            direction, slopes, shift = self._direction(forcing, least_shift)
+            length, candidate, trial = self._search(direction, slopes, done)
+            if candidate is not None:
+                break
+            direction.destroy()
+            least_shift = max(100.0 * _FIRST_SHIFT, 10.0 * shift)
+        else:
+            self.program.move(self.point)
+            self._give_up()
+        self._shift = shift
+        self.counters.unit_steps += length >= 1.0
         self.point.assign(trial)
         trial.destroy()
-        direction.destroy()
+        self._remember(direction, length)
         self.evaluation.destroy()
         self.evaluation = candidate
         if candidate.objective < _UNBOUNDED:
             raise Failure(f"the objective fell to {candidate.objective:.1e}: the problem has no minimum", -8)
         return length
 
-    def _direction(self, forcing: float) -> tuple[Pair, tuple[float, float, float]]:
-        """Return a direction that passes the descent test, with the slopes of the merit function's parts."""
+    def _search(
+        self, direction: Pair, slopes: tuple[float, float, float], done: Callable[[Evaluation], bool]
+    ) -> tuple[float, Evaluation | None, Pair]:
+        """Return the first length that Armijo's rule takes, with the evaluation there; None for the latter if none."""
+        predicted = slope(slopes, self.penalties)
+        value = self.evaluation.value(self.penalties)
+        rounding = 1e-14 * max(abs(value), abs(self.evaluation.objective), 1e-300)
+        trial = self.program.create()
+        length = self._extrapolation(direction)
+        while length >= _SHORTEST_STEP:
+            trial.move(length, direction, self.point)
+            candidate = self._evaluate(trial)
+            if math.isfinite(candidate.objective) and math.isfinite(candidate.norm):
+                decrease = candidate.value(self.penalties) - value
+                if length >= 1.0 and done(candidate):
+                    return length, candidate, trial
+                enough = decrease <= self.settings.armijo * length * predicted + rounding
+                if enough and (length <= 1.0 or candidate.norm <= self._extrapolated_norm):
+                    return length, candidate, trial
+            candidate.destroy()
+            length = 1.0 if length > 1.0 else 0.5 * length
+        return 0.0, None, trial
+
+    def _extrapolation(self, direction: Pair) -> float:
+        """Return the length at which to begin: beyond 1 where the steps look like a geometric series.
+
+        At solutions with a singular KKT matrix Newton's steps shrink by a fixed ratio along one direction, and the sum
+        of the series is the better point (Decker, Keller, Kelley, SIAM J. Numer. Anal. 20 (1983) 296-314).
+        """
+        last = self._last_step
+        if last is None:
+            return 1.0
+        size, previous = direction.dot(direction) ** 0.5, last.dot(last) ** 0.5
+        ratio = size / previous if previous > 0.0 else 0.0
+        if not 0.2 < ratio < 0.9 or direction.dot(last) < _PARALLEL * size * previous:
+            return 1.0
+        self._extrapolated_norm = ratio * self.evaluation.norm
+        return 1.0 / (1.0 - ratio)
+
+    def _remember(self, direction: Pair, length: float) -> None:
+        """Keep a full step to compare the next one with; after another length the series starts anew."""
+        if self._last_step is not None:
+            self._last_step.destroy()
+            self._last_step = None
+        if length == 1.0:
+            self._last_step = direction
+        else:
+            direction.destroy()
+
+    def _direction(self, forcing: float, least_shift: float) -> tuple[Pair, tuple[float, float, float], float]:
+        """Return a direction that passes the descent test, the slopes of the merit function's parts, and the shift."""
         program, evaluation, settings = self.program, self.evaluation, self.settings
         right, direction = program.create(), program.create()
         right.assign(evaluation.residual)
@@ -217,9 +262,9 @@ class AdaSketch:
         accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
         if program.quadratic:
             accuracy = max(forcing, 1e-13)
-        shift = 0.0
+        shift = least_shift
         while True:
-            kkt, result = self._solve(shift, right, direction, accuracy)
+            kkt, result = self._solve(shift, least_shift, right, direction, accuracy)
             try:
                 if kkt is None or result is None or result.negative_curvature:
                     shift = self._next_shift(shift)
@@ -229,22 +274,21 @@ class AdaSketch:
                 if kkt is not None:
                     kkt.destroy()
             if found is not None:
-                self._shift = shift
                 right.destroy()
-                return direction, found
+                return direction, found, shift
             shift = self._next_shift(shift)
 
     def _solve(
-        self, shift: float, right: Pair, direction: Pair, accuracy: float
+        self, shift: float, least_shift: float, right: Pair, direction: Pair, accuracy: float
     ) -> tuple[KKTSolver | None, KKTResult | None]:
         """Set up and solve; None where the inertia is known to be wrong."""
-        kkt = self.program.kkt_solver(shift=shift, dual_shift=self._dual_shift)
+        regularised = _DUAL_SHIFT * min(1.0, self.evaluation.norm)
+        kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised if least_shift > 0.0 else 0.0)
         self.counters.setups += 1
         self.kkt_name = kkt.name
-        if kkt.inertia_is_right is False and kkt.singular and self._dual_shift == 0.0 and self.point.dual.getSize():
-            kkt.destroy()  # linearly dependent gradients of constraints?
-            self._dual_shift = _DUAL_SHIFT
-            kkt = self.program.kkt_solver(shift=shift, dual_shift=self._dual_shift)
+        if kkt.inertia_is_right is False and kkt.singular and least_shift == 0.0 and self.point.dual.getSize():
+            kkt.destroy()  # the gradients of the constraints may be linearly dependent
+            kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised)
             self.counters.setups += 1
         if kkt.inertia_is_right is False:
             kkt.destroy()
