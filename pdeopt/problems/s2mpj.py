@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -51,7 +52,10 @@ def read_s2mpj(name: str, *arguments: float) -> NonlinearProgram:
     Collective: no.
     """
     path = _find(name)
-    problem = getattr(_load(path), path.stem)(*arguments)
+    problem_class = getattr(_load(path), path.stem)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # some files call what NumPy deprecates
+        problem = problem_class(*arguments)
     groups = Groups(problem)
     size, count = groups.size, int(getattr(problem, "m", 0))
     constraint_lower = _bounds(getattr(problem, "clower", None), count, -np.inf)

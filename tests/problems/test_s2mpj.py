@@ -32,7 +32,7 @@ def test_hs6_has_its_known_values():
         ("ELEC", (5,)),  # elements of six variables with internal ones
         ("RDW2D52F", (3,)),  # a control problem with fixed variables
         ("HS118", ()),  # ranges, bounds, a quadratic objective
-        ("STREGNE", ()),  # an explicit quadratic term
+        ("DEGTRID", (10,)),  # an explicit quadratic term
     ],
 )
 def test_derivatives_agree_with_differences(name, arguments):
