@@ -90,6 +90,7 @@ class KKTSystem:
         self.dirichlet_dofs = forms.owned_dirichlet_dofs(self.bcs)
         self.linear_quadratic = lagrangian.is_linear_quadratic()
         self.linear_state = lagrangian.has_constant_state_operator()
+        self.affine_state = lagrangian.has_affine_state_equation()
         self._compile()
         self.control_products = [self._control_product(j, form) for j, form in enumerate(inner_products)]
         self.idle = [np.asarray(matrix.getDiagonal().array_r <= 0.0) for matrix in self.control_products]
