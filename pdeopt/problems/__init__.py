@@ -7,6 +7,7 @@ from typing import Any
 _PUBLIC_NAMES = {
     "BoundaryControl": "pdeopt.problems.boundary_control",
     "BoundedPoissonControl": "pdeopt.problems.bounded_control",
+    "BratuControl": "pdeopt.problems.bratu_control",
     "BurgersControl": "pdeopt.problems.burgers_control",
     "ConductivityRecords": "pdeopt.problems.conductivity",
     "ConstrainedControl": "pdeopt.problems.constrained_control",
@@ -18,6 +19,7 @@ _PUBLIC_NAMES = {
     "LShapeControl": "pdeopt.problems.l_shape",
     "LShapePoisson": "pdeopt.problems.l_shape",
     "LinearModelProblem": "pdeopt.problems.linear",
+    "MaurerMittelmannControl": "pdeopt.problems.maurer_mittelmann_control",
     "SemilinearControl": "pdeopt.problems.semilinear_control",
     "UnsteadyDiffusion": "pdeopt.problems.unsteady_diffusion",
     "UnsteadyCylinderFlow": "pdeopt.problems.cylinder_unsteady",
