@@ -6,6 +6,7 @@ from typing import Any
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
     "BoundaryControl": "pdeopt.problems.boundary_control",
+    "BoundedBoundaryControl": "pdeopt.problems.bounded_boundary_control",
     "BoundedPoissonControl": "pdeopt.problems.bounded_control",
     "BratuControl": "pdeopt.problems.bratu_control",
     "BurgersControl": "pdeopt.problems.burgers_control",
@@ -20,6 +21,7 @@ _PUBLIC_NAMES = {
     "LShapePoisson": "pdeopt.problems.l_shape",
     "LinearModelProblem": "pdeopt.problems.linear",
     "MaurerMittelmannControl": "pdeopt.problems.maurer_mittelmann_control",
+    "ReesDollarWathenControl": "pdeopt.problems.rees_dollar_wathen_control",
     "SemilinearControl": "pdeopt.problems.semilinear_control",
     "UnsteadyDiffusion": "pdeopt.problems.unsteady_diffusion",
     "UnsteadyCylinderFlow": "pdeopt.problems.cylinder_unsteady",
