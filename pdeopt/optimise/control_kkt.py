@@ -87,10 +87,16 @@ class ControlKKT:
         """Change the copied blocks: k L + s M + D."""
         system, blocks = self._system, self._blocks
         if curvature != 1.0:
-            for block in (blocks.state_state, *blocks.state_control, *(b for row in blocks.control_control for b in row)):
+            for block in (
+                blocks.state_state,
+                *blocks.state_control,
+                *(b for row in blocks.control_control for b in row),
+            ):
                 if block is not None:
                     block.scale(curvature)
-            blocks.state_state = self._add(blocks.state_state, shift * system.observation_weight, self._program._state_mass)
+            blocks.state_state = self._add(
+                blocks.state_state, shift * system.observation_weight, self._program._state_mass
+            )
         for j, product in enumerate(system.control_products):
             if shift > 0.0:
                 weight = shift * system.regularisation_weight

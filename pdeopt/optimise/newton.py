@@ -21,7 +21,8 @@ from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
 from pdeopt.report import ConvergenceError, InputError
 
 _FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-12, 1e20
-_DUAL_SHIFT = 1e-2  # at most, and no more than the residual norm, so that the rate stays superlinear
+_DUAL_SHIFT = 1e-2  # times the residual norm where pivots vanish, so that the rate stays superlinear
+_DUAL_SHIFTS = (1e-4, 1e-2, 1.0)  # to be tried where multipliers run away along nearly dependent constraints
 _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regularised
 _ATTEMPTS = 12
 _PARALLEL = 0.9  # cosine of successive steps from which they may be a geometric series
@@ -53,8 +54,8 @@ class AdaSketchSettings:
         If a number is out of its range.
     """
 
-    constraint_penalty: float = 1.0
-    gradient_penalty: float = 0.1
+    constraint_penalty: float = 10.0
+    gradient_penalty: float = 1e-3
     accuracy: float = 0.1
     growth: float = 1.5
     sharpen: float = 0.5
@@ -262,9 +263,10 @@ class AdaSketch:
         accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
         if program.quadratic:
             accuracy = max(forcing, 1e-13)
-        shift = least_shift
+        shift, dual_shift = least_shift, _DUAL_SHIFT * min(1.0, evaluation.norm) if least_shift > 0.0 else 0.0
+        larger = iter(_DUAL_SHIFTS if self.point.dual.getSize() else ())
         while True:
-            kkt, result = self._solve(shift, least_shift, right, direction, accuracy)
+            kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
             try:
                 if kkt is None or result is None or result.negative_curvature:
                     shift = self._next_shift(shift)
@@ -276,19 +278,21 @@ class AdaSketch:
             if found is not None:
                 right.destroy()
                 return direction, found, shift
-            shift = self._next_shift(shift)
+            dual_shift = next(larger, math.inf)
+            if math.isinf(dual_shift):
+                dual_shift, shift = _DUAL_SHIFTS[-1], self._next_shift(shift)
+            self.counters.corrections += 1
 
     def _solve(
-        self, shift: float, least_shift: float, right: Pair, direction: Pair, accuracy: float
+        self, shift: float, dual_shift: float, right: Pair, direction: Pair, accuracy: float
     ) -> tuple[KKTSolver | None, KKTResult | None]:
         """Set up and solve; None where the inertia is known to be wrong."""
-        regularised = _DUAL_SHIFT * min(1.0, self.evaluation.norm)
-        kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised if least_shift > 0.0 else 0.0)
+        kkt = self.program.kkt_solver(shift=shift, dual_shift=dual_shift)
         self.counters.setups += 1
         self.kkt_name = kkt.name
-        if kkt.inertia_is_right is False and kkt.singular and least_shift == 0.0 and self.point.dual.getSize():
+        if kkt.inertia_is_right is False and kkt.singular and dual_shift == 0.0 and self.point.dual.getSize():
             kkt.destroy()  # the gradients of the constraints may be linearly dependent
-            kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised)
+            kkt = self.program.kkt_solver(shift=shift, dual_shift=_DUAL_SHIFT * min(1.0, self.evaluation.norm))
             self.counters.setups += 1
         if kkt.inertia_is_right is False:
             kkt.destroy()
