@@ -208,6 +208,25 @@ class ControlProgram:
             self._gradients = self.system.constraint_gradients()
         return self._gradients
 
+    def reference_norm(self) -> float:
+        """Return the norm of the residual at zero state, control and adjoint, conditions and bounds respected.
+
+        Collective: yes.
+        """
+        here, zero, residual = self.create(), self.create(), self.create()
+        self.get(here)
+        if self._bounds is not None:
+            zero.primal.pointwiseMax(zero.primal, self._bounds[0])
+            zero.primal.pointwiseMin(zero.primal, self._bounds[1])
+        self.move(zero)
+        self.system.impose_dirichlet()
+        self.residual(residual)
+        size = self.system.norm(self.join(residual, self._work[0]))
+        self.move(here)
+        for pair in (here, zero, residual):
+            pair.destroy()
+        return size
+
     # Inner products and solvers --------------------------------------------------------------------------------------
 
     def riesz(self, covector: Pair, out: Pair) -> None:

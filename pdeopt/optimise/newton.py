@@ -14,7 +14,6 @@ and the inertia is corrected from the factorisation or from negative curvature i
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 from pdeopt.optimise.merit import Evaluation, Penalties, slope
 from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
@@ -82,6 +81,18 @@ class Failure(ConvergenceError):
     def __init__(self, message: str, reason: int) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerances:
+    """Absolute tolerances for |L_x| and |c|, in Riesz norms."""
+
+    gradient: float = 1e-8
+    constraint: float = 1e-8
+
+    def met(self, gradient: float, constraint: float) -> bool:
+        """Whether both norms are within them; never for NaN."""
+        return gradient <= self.gradient and constraint <= self.constraint
 
 
 @dataclasses.dataclass
@@ -164,15 +175,30 @@ class AdaSketch:
         else:
             self.program.move(self.point)
 
+    @property
+    def objective(self) -> float:
+        """f at the present point."""
+        return self.evaluation.objective
+
+    @property
+    def gradient_norm(self) -> float:
+        """|L_x| at the present point, in the Riesz norm."""
+        return self.evaluation.gradient_norm
+
+    @property
+    def constraint_norm(self) -> float:
+        """|c| at the present point, in the Riesz norm."""
+        return self.evaluation.constraint_norm
+
     # One step --------------------------------------------------------------------------------------------------------
 
-    def step(self, done: Callable[[Evaluation], bool], forcing: float = 0.0) -> float:
+    def step(self, tolerances: Tolerances, forcing: float = 0.0) -> float:
         """Take one step and return its length. Collective: yes.
 
         Parameters
         ----------
-        done
-            Says whether an evaluation meets the tolerances; a full step that does is taken without further tests.
+        tolerances
+            A full step that meets them is taken without further tests.
         forcing
             Relative accuracy below which no solve needs to go.
 
@@ -184,7 +210,7 @@ class AdaSketch:
         least_shift = 0.0
         for _ in range(_ATTEMPTS):
             direction, slopes, shift = self._direction(forcing, least_shift)
-            length, candidate, trial = self._search(direction, slopes, done)
+            length, candidate, trial = self._search(direction, slopes, tolerances)
             if candidate is not None:
                 break
             direction.destroy()
@@ -204,7 +230,7 @@ class AdaSketch:
         return length
 
     def _search(
-        self, direction: Pair, slopes: tuple[float, float, float], done: Callable[[Evaluation], bool]
+        self, direction: Pair, slopes: tuple[float, float, float], tolerances: Tolerances
     ) -> tuple[float, Evaluation | None, Pair]:
         """Return the first length that Armijo's rule takes, with the evaluation there; None for the latter if none."""
         predicted = slope(slopes, self.penalties)
@@ -217,7 +243,7 @@ class AdaSketch:
             candidate = self._evaluate(trial)
             if math.isfinite(candidate.objective) and math.isfinite(candidate.norm):
                 decrease = candidate.value(self.penalties) - value
-                if length >= 1.0 and done(candidate):
+                if length >= 1.0 and tolerances.met(candidate.gradient_norm, candidate.constraint_norm):
                     return length, candidate, trial
                 enough = decrease <= self.settings.armijo * length * predicted + rounding
                 if enough and (length <= 1.0 or candidate.norm <= self._extrapolated_norm):
