@@ -14,18 +14,21 @@ and the inertia is corrected from the factorisation or from negative curvature i
 
 import dataclasses
 import math
+from typing import NoReturn
 
 from pdeopt.optimise.merit import Evaluation, Penalties, slope
 from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
+from pdeopt.optimise.saddle import is_minimum, negative_curvature
 from pdeopt.report import ConvergenceError, InputError
 
-_FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-12, 1e20
+_FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-20, 1e20
 _DUAL_SHIFT = 1e-2  # times the residual norm where pivots vanish, so that the rate stays superlinear
 _DUAL_SHIFTS = (1e-4, 1e-2, 1.0)  # to be tried where multipliers run away along nearly dependent constraints
 _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regularised
 _ATTEMPTS = 12
+_SADDLE_STEP = 0.1  # first length along a direction of negative curvature, of norm 1
 _PARALLEL = 0.9  # cosine of successive steps from which they may be a geometric series
-_UNBOUNDED = -1e20
+_UNBOUNDED = -1e13  # times the first objective, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +139,8 @@ class AdaSketch:
         self._extrapolated_norm = math.inf
         self.point = program.create()
         program.get(self.point)
-        self._first = self._evaluate(self.point)
-        self.evaluation = self._first
+        self.evaluation = self._evaluate(self.point)
+        self._first_objective = self.evaluation.objective
         self._require_finite(self.evaluation)
         if self.settings.least_squares_multipliers and self.point.dual.getSize() and self.point.dual.norm() == 0.0:
             self._estimate_multipliers()
@@ -225,7 +228,7 @@ class AdaSketch:
         self._remember(direction, length)
         self.evaluation.destroy()
         self.evaluation = candidate
-        if candidate.objective < _UNBOUNDED:
+        if candidate.objective < _UNBOUNDED * max(1.0, abs(self._first_objective)):
             raise Failure(f"the objective fell to {candidate.objective:.1e}: the problem has no minimum", -8)
         return length
 
@@ -338,7 +341,7 @@ class AdaSketch:
             return _FIRST_SHIFT if self._shift == 0.0 else max(_SMALLEST_SHIFT, self._shift / 3.0)
         shift *= 100.0 if self._shift == 0.0 else 8.0
         if shift > _LARGEST_SHIFT:
-            raise Failure("no regularisation made the KKT matrix regular: look for NaN in the second derivatives", -8)
+            self._give_up()
         return shift
 
     def _adapt(
@@ -362,15 +365,43 @@ class AdaSketch:
         self.penalties = penalties
         return slopes
 
-    def _give_up(self) -> None:
+    def leave_saddle(self, tolerances: Tolerances) -> bool:
+        """Move off the present point if it is stationary but no minimum; say whether it did. Collective: yes.
+
+        Only a factorisation knows: where none is at hand, or the matrix is singular, nothing is done.
+        """
+        if is_minimum(self.program) is not False:
+            return False
+        direction = negative_curvature(self.program)
+        if direction is None:
+            return False
+        value, length = self.evaluation.value(self.penalties), _SADDLE_STEP
+        trial = self.program.create()
+        while abs(length) > _SHORTEST_STEP**3:
+            for signed in (length, -length):
+                trial.move(signed, direction, self.point)
+                candidate = self._evaluate(trial)
+                if candidate.value(self.penalties) < value - 1e-14 * abs(value):
+                    self.point.assign(trial)
+                    self.evaluation.destroy()
+                    self.evaluation = candidate
+                    return True
+                candidate.destroy()
+            length *= 0.1
+        self.program.move(self.point)
+        return False
+
+    def _give_up(self) -> NoReturn:
         """Raise the failure that fits the point where no step helps."""
         evaluation = self.evaluation
+        if not math.isfinite(sum(evaluation.slopes(evaluation.representative))):
+            raise Failure("the second derivatives or the Jacobian are NaN or Inf: start elsewhere, or check them", -4)
         if evaluation.constraint_norm > 0.0:
             gradient = evaluation.infeasible_gradient_norm()
-            if gradient <= 1e-4 * evaluation.constraint_norm * max(1.0, evaluation.constraint_norm):
+            if gradient <= 1e-3 * evaluation.constraint_norm * max(1.0, evaluation.constraint_norm):
                 raise Failure(
                     f"the constraints ({evaluation.constraint_norm:.2e}) cannot be reduced from here: the problem is "
-                    "infeasible, or has a local minimum of the constraints; start elsewhere",
+                    "infeasible, or this is a local minimum of the constraints; start elsewhere",
                     -8,
                 )
         raise Failure("no step along the direction reduces the merit function: check derivatives, or start nearer", -6)

@@ -14,6 +14,7 @@ from pdeopt.optimise.tao_program import TaoFunctions, tao_program
 from pdeopt.report import TAO_ADVICE, InputError, SolveReport
 
 _TOLERANCE, _ITERATIONS = 1e-8, 200
+_SADDLES = 3  # stationary points that are no minima to be left, at most
 _CONVERGED, _MAXIMUM_REACHED, _USER = 3, -2, -8
 
 
@@ -112,7 +113,7 @@ class AdaSketchNewton:
         limit = tao.getMaximumIterations() or _ITERATIONS
         history: list[float] = []
         iteration: AdaSketch | None = None
-        reason, advice = 0, ""
+        reason, saddles, advice = 0, 0, ""
         try:
             iteration = AdaSketch(program, self.settings)
             while True:
@@ -122,6 +123,9 @@ class AdaSketchNewton:
                     its=len(history) - 1, f=iteration.objective, res=iteration.gradient_norm, cnorm=iteration.constraint_norm
                 )
                 if tolerances.met(iteration.gradient_norm, iteration.constraint_norm):
+                    if saddles < _SADDLES and iteration.leave_saddle(tolerances):
+                        saddles += 1
+                        continue
                     reason = _CONVERGED
                 elif tao.getConvergedReason() != 0:  # a monitor or a test of the user's
                     reason = int(tao.getConvergedReason())
