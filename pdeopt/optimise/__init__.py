@@ -1,0 +1,1 @@
+"""Optimisers for programs with constraints, and the randomised linear solvers that are theirs."""
