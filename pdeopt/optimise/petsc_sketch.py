@@ -39,7 +39,7 @@ class SketchSettings:
     batch: int = 0
     block_size: int = 32
     distribution: str = "rows"
-    truncation: int = 4
+    truncation: int = 8
     restart: int = 300
     rows: int = 0
     nonzeros: int = 8
@@ -101,7 +101,7 @@ class SketchedKSP:
         Sketches in an iteration of type block.
     ``-ksp_sketch_distribution`` : rows (default), gaussian or sign
         Those of type block: rows side by side, Gaussian combinations, or sparse ones with signs.
-    ``-ksp_sketch_truncation`` : 4
+    ``-ksp_sketch_truncation`` : 8
         Former vectors to which sketched GMRES makes a new one orthogonal.
     ``-ksp_sketch_restart`` : 300
         Largest number of basis vectors, which are held in memory.

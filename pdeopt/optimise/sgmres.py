@@ -56,7 +56,7 @@ class SketchedGMRES(Sketch):
 
     def __init__(
         self,
-        truncation: int = 4,
+        truncation: int = 8,
         restart: int = 300,
         rows: int = 0,
         nonzeros: int = 8,
@@ -81,7 +81,8 @@ class SketchedGMRES(Sketch):
         size, rows = owned[1] - owned[0], self._embedding.rows
         # The last vectors, by turns; their sketches; what all ranks sum in an iteration: a sketch and some products.
         self.recent, self.recent_sketched = np.zeros((self.truncation, size)), np.zeros((self.truncation, rows))
-        self.sums = np.empty(rows + self.truncation)
+        self.sums = np.empty(rows + self.truncation + 1)
+        self.recent_squares = np.ones(self.truncation)
         self.orthonormal = np.empty((rows, self.restart), order="F")
         self.inverse = np.empty((self.restart, self.restart), order="F")  # of the triangle of S K Z
         self.basis: list[Array] = []
@@ -108,7 +109,7 @@ class SketchedGMRES(Sketch):
         self.system.precondition(self.direction, self.preconditioned)
         self.system.mult(self.preconditioned, self.image)
         image = self.image.array_r
-        sketched, products = self._sketch(image, kept)
+        sketched, products = self._sketch(image, kept, newest)
         accepted = self._solve(sketched)
         if accepted is None:
             return math.nan
@@ -119,7 +120,7 @@ class SketchedGMRES(Sketch):
         self.count += 1
         if self.count == self.restart:
             return self._give_up()
-        # The next vector. Its sketch serves for its norm: the basis need not be normalised exactly.
+        # The next vector, scaled by the norm of its sketch; its own norm comes with the next reduction.
         sketched = sketched - products @ self.recent_sketched[:kept]
         norm = float(np.linalg.norm(sketched)) or 1.0
         following = image - products @ self.recent[:kept]
@@ -159,14 +160,16 @@ class SketchedGMRES(Sketch):
             self.bias *= norm / estimate
         return norm
 
-    def _sketch(self, image: Array, kept: int) -> tuple[Array, Array]:
-        """Return S K z and the products of K z with the last vectors. Collective: yes."""
+    def _sketch(self, image: Array, kept: int, newest: int) -> tuple[Array, Array]:
+        """Return S K z, and the coefficients of K z in the last vectors. Collective: yes."""
         assert self._embedding is not None
         rows = self._embedding.rows
         self.sums[:rows] = self._embedding.local(image)
-        np.matmul(self.recent[:kept], image, out=self.sums[rows : rows + kept])
-        sums = self._sum(self.sums[: rows + kept])
-        return sums[:rows].copy(), sums[rows:]
+        self.sums[rows] = self.recent[newest] @ self.recent[newest]
+        np.matmul(self.recent[:kept], image, out=self.sums[rows + 1 : rows + 1 + kept])
+        sums = self._sum(self.sums[: rows + 1 + kept])
+        self.recent_squares[newest] = sums[rows] or 1.0
+        return sums[:rows].copy(), sums[rows + 1 :] / self.recent_squares[:kept]
 
     def _solve(self, sketched: Array) -> bool | None:
         """Let the least squares have one more column: True; False if it is ill-conditioned then; None if it is NaN.
