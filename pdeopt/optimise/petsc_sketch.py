@@ -81,7 +81,8 @@ class SketchedKSP:
 
     Switched on by ``-ksp_type python -ksp_python_type pdeopt.SketchedKSP``. The norm is that of the residual b - K z.
     Convergence is declared by the true one, computed anew: a convergence test of the user's own is called a second time
-    for that iteration, with the true norm. The same seed gives the same random numbers on any number of ranks.
+    for that iteration, with the true norm. The same seed gives the same random numbers on any number of ranks; single
+    sketches and blocks go on drawing from solve to solve.
 
     Options, under the prefix of the KSP
     ------------------------------------

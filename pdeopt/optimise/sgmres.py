@@ -95,7 +95,7 @@ class SketchedGMRES(Sketch):
         array = self.residual.array_r
         self.remainder = self._sum(self._embedding.local(array).copy())
         self.count, self.bias = 0, 1.0
-        self.square = self.inverse_square = 0.0
+        self.lengths, self.inverse_square = np.zeros(self.restart), 0.0
         self.coefficients, self.applied = np.zeros(self.restart), np.zeros(self.restart)
         norm = float(np.linalg.norm(self.remainder)) or 1.0
         self.recent[0], self.recent_sketched[0] = array / norm, self.remainder / norm
@@ -186,14 +186,17 @@ class SketchedGMRES(Sketch):
         diagonal = float(np.linalg.norm(column))
         if not math.isfinite(diagonal):
             return None
-        square = self.square + float(products @ products) + diagonal**2
         if diagonal == 0.0:
             return False
         inverse_column = inverse @ products / -diagonal
-        inverse_square = self.inverse_square + float(inverse_column @ inverse_column) + diagonal**-2
-        if math.sqrt(square) * math.sqrt(inverse_square) > self.condition:
+        # Frobenius norms of the triangle with its columns scaled to one, whose condition does not depend on their
+        # lengths, and of its inverse.
+        length = math.hypot(diagonal, float(np.linalg.norm(products)))
+        scaled = self.lengths[:count] * inverse_column
+        inverse_square = self.inverse_square + float(scaled @ scaled) + (length / diagonal) ** 2
+        if math.sqrt(count + 1) * math.sqrt(inverse_square) > self.condition:
             return False
-        self.square, self.inverse_square = square, inverse_square
+        self.lengths[count], self.inverse_square = length, inverse_square
         column /= diagonal
         self.orthonormal[:, count] = column
         self.inverse[:count, count], self.inverse[count, :count] = inverse_column, 0.0

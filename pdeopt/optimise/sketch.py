@@ -110,7 +110,9 @@ class SingleSketch(Sketch):
 
     def __init__(self, gaussian: bool, batch: int = 0, cap: int = 0, seed: int = 0) -> None:
         super().__init__()
-        self.gaussian, self.batch, self.cap, self.seed = gaussian, batch, cap, seed
+        self.gaussian, self.batch, self.cap = gaussian, batch, cap
+        # It goes on from solve to solve: one that continues another must not draw the same numbers again.
+        self.stream = random_stream("sketch.gaussian" if gaussian else "sketch.kaczmarz", seed)
 
     def _begin(self) -> None:
         size = self.b.getSize()
@@ -123,7 +125,6 @@ class SingleSketch(Sketch):
         self.comm = self.b.getComm().tompi4py()
         self.right = gather_vector(self.b)
         self.point = gather_vector(self.x)
-        self.stream = random_stream("sketch.gaussian" if self.gaussian else "sketch.kaczmarz", self.seed)
 
     def step(self) -> float:
         """Do a batch of sketches and return the norm of the residual. Collective: yes."""
@@ -203,11 +204,11 @@ class BlockSketch(Sketch):
         super().__init__()
         self.block_size, self.distribution = block_size, distribution
         self.nonzeros, self.seed = nonzeros, seed
+        self.steps = 0  # of all solves: each has numbers of its own
+        self.stream = random_stream("sketch.block", seed)
 
     def _begin(self) -> None:
         self.width = min(self.block_size, self.b.getSize())
-        self.steps = 0
-        self.stream = random_stream("sketch.block", self.seed)
         self.comm = self.b.getComm().tompi4py()
         self.column, self.image = self.b.duplicate(), self.b.duplicate()
 
