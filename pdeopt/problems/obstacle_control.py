@@ -18,12 +18,12 @@ _CURVATURE = 1e-8
 
 
 class ObstacleControl:
-    """Minimise |y - f|^2 / 2 + nu |u|^2 / 2 where y >= 0 is the membrane under the load f + u, smoothed.
+    """Minimise |y - f|^2 / 2 + nu |u|^2 / 2 where y >= 0 is the membrane under the load f + u, with a soft obstacle.
 
     The membrane on the unit square, y = 0 on its boundary, fulfils (grad y, grad (v - y)) >= (f + u, v - y) for all
     v >= 0, with f = 1/4 - |x_0 x_1 - 1/2|, nu = 0.01 and 0.01 <= u <= 0.03. Here y may become negative at a price,
 
-        -laplace y - max_s(-y) / alpha = f + u,   max_s(r) = 0 for r < 0, r^2 / (2 s) up to r = s = 1e-4, r - s/2 beyond.
+        -laplace y - m(-y) / alpha = f + u,   m(r) = 0 for r < 0, r^2 / (2 s) for r < s = 1e-4, r - s / 2 beyond.
 
     For alpha -> 0 its optima approach those with the inequality. f is interpolated. All quantities are dimensionless.
 
@@ -98,7 +98,7 @@ class ObstacleComplementarityControl:
     Attributes
     ----------
     problem
-        The control problem. The objective is linear in w but for 1e-8 |w|^2 / 2, which lets Newton's method see curvature.
+        The control problem. Its objective has 1e-8 |w|^2 / 2 too, for it to be curved in every control.
     control, force
         u and w.
     penalty

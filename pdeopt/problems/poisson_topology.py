@@ -21,8 +21,8 @@ class PoissonTopology:
         int f T dx + alpha int |grad a|^2 dx   subject to   - div(k grad T) = f,   k = e + (1 - e) a^p,   int a dx = V
 
     with f = 0.01, e = 0.001, T = 0 on the left and the upper side and no flux through the others. a starts as V
-    everywhere. The published problem has int a dx <= V. That is the same: adding a constant to a, cut off at 1, raises k
-    and lowers |grad a|, so that some of the material unused would always lower the objective. The problem is not convex
+    everywhere. The published problem has int a dx <= V. That is the same: adding a constant to a, cut off at 1, raises
+    k and lowers |grad a|, so that material left over would always lower the objective. The problem is not convex
     and has many local minima, the more the finer the mesh. All quantities are dimensionless.
 
     Parameters
@@ -57,7 +57,8 @@ class PoissonTopology:
     References
     ----------
     Farrell, Topology optimisation of heat conduction problems governed by the Poisson equation, documentation of
-    dolfin-adjoint; Gersborg-Hansen, Bendsoe and Sigmund, Structural and Multidisciplinary Optimization 31 (2006) 251-259.
+    dolfin-adjoint; Gersborg-Hansen, Bendsoe and Sigmund, Structural and Multidisciplinary Optimization 31 (2006)
+    251-259.
     """
 
     PUBLISHED_OBJECTIVE = 1.3911443093658383e-4

@@ -32,8 +32,8 @@ class StokesDoublePipe:
 
     The published problem has int r dx <= 1/2. More open space lowers k; that the bound is reached shows in a multiplier
     that is not negative. The published objective is this one, although the text beside it has half of the second term,
-    which would make it the power lost. The problem is not convex: started with q = 0.1 it leads to two straight pipes, a
-    worse local minimum than the streams joined that one finds by going from q = 0.01 to q = 0.1. All quantities are
+    which would make it the power lost. The problem is not convex: started with q = 0.1 it leads to two straight pipes,
+    a worse local minimum than the streams joined that one finds by going from q = 0.01 to q = 0.1. All quantities are
     dimensionless.
 
     Parameters
