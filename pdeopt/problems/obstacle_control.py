@@ -8,7 +8,7 @@ from ufl.core.expr import Expr
 
 from pdeopt.control import ControlProblem
 from pdeopt.problems.linear import Mesh, check_range
-from pdeopt.problems.manufactured_control import unit_cube_dimension, zero_on_boundary
+from pdeopt.problems.manufactured_control import boundary_dofs, unit_cube_dimension, zero_on_boundary
 from pdeopt.report import MeshError
 
 _WEIGHT = 0.01
@@ -86,14 +86,15 @@ class ObstacleComplementarityControl:
     Minimise |y - f|^2 / 2 + nu |u|^2 / 2 + rho int y w dx subject to -laplace y = f + u + w, 0.01 <= u <= 0.03, w >= 0
     and y >= 0. The last term is the exact l1 penalty of the complementarity y w = 0: for rho large enough minima have
     y w = 0 and then y is the membrane under f + u. y w and w are integrated by values at the vertices, so that
-    complementarity holds at each of them. An optimiser for bounds on the state has to solve it.
+    complementarity holds at each of them. An optimiser for bounds on the state has to solve it: IPOPT finds 0.0114388 on
+    8 x 8 squares cut in two, `ObstacleControl` 0.0114377 for alpha = 1e-5 there.
 
     Parameters
     ----------
     mesh
         A mesh of the unit square.
     rho
-        Weight of the complementarity, > 0: set ``penalty.value`` to change it.
+        Weight of the complementarity, > 0: set ``penalty.value`` to change it. 0.1 is too small, 1 and 10 are exact.
 
     Attributes
     ----------
@@ -137,7 +138,7 @@ class ObstacleComplementarityControl:
             state=state,
             control=[self.control, self.force],
             bcs=[zero_on_boundary(space)],
-            bounds=[_BOUNDS, (0.0, None)],
+            bounds=[_BOUNDS, (0.0, _free_inside(space))],
             state_bounds=(0.0, None),
         )
 
@@ -149,6 +150,14 @@ def _space_and_load(mesh: Mesh) -> tuple[dolfinx.fem.FunctionSpace, dolfinx.fem.
     load = dolfinx.fem.Function(space, name="load")
     load.interpolate(_load)
     return space, load
+
+
+def _free_inside(space: dolfinx.fem.FunctionSpace) -> dolfinx.fem.Function:
+    """Return an upper bound that is 0 on the boundary, where no force has an effect. Collective: yes."""
+    bound = dolfinx.fem.Function(space)
+    bound.x.array[:] = np.inf
+    bound.x.array[boundary_dofs(space)] = 0.0
+    return bound
 
 
 def _load(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
