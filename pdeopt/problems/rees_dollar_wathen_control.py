@@ -19,10 +19,10 @@ _STATE_BOUND = 0.01
 
 
 class ReesDollarWathenControl:
-    """Minimise |y - d|^2 / 2 + beta |u|^2 subject to -laplace y = u on the unit square, y = d and u = 0 on its boundary.
+    """Minimise |y - d|^2 / 2 + beta |u|^2 subject to -laplace y = u, with y = d and u = 0 on the boundary.
 
-    Example 5.1 has the target d = (2 x_0 - 1)^2 (2 x_1 - 1)^2 where both coordinates are at most 1/2 and d = 0 elsewhere,
-    example 5.2 the target d = exp(-64 |x - (1/2, 1/2)|^2). Both are interpolated. With bounds inside the square
+    On the unit square. Example 5.1 has d = (2 x_0 - 1)^2 (2 x_1 - 1)^2 where both coordinates are at most 1/2 and d = 0
+    elsewhere, example 5.2 d = exp(-64 |x - (1/2, 1/2)|^2); both are interpolated. With bounds inside the square
 
         (2 - x_0) exp(-|x|^2) / 10 <= u <= 0.6 for x_1 <= 1/2, 0.9 beyond,
 
