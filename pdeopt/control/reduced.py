@@ -110,7 +110,7 @@ class ReducedFunctional:
     def _create_state_solver(self, setup: SolverSetup | None) -> None:
         system = self._system
         self._operator = system.assemble_state_operator()
-        symmetric = solvers.is_symmetric(self._operator)
+        symmetric = solvers.state_operator_is_symmetric(system, self._operator)
         ksp = solvers.state_solver(system, self._operator, symmetric, setup)
         self._right, self._solution = self._operator.createVecs()
         self._snes = PETSc.SNES().create(self.comm)
@@ -246,13 +246,20 @@ class ReducedFunctional:
         control.copy(self._control)
         for j, field in enumerate(system.controls):
             field.set_coordinates(self._layout.read(control, j))
-        self._solution.array[:] = forms.owned_values(system.lagrangian.state)
+        if system.affine_state and not self._linear:  # one step solves it: what a failed trial left must not enter
+            forms.set_function(system.lagrangian.state, np.zeros(system.layout.sizes[0]))
+            system.impose_dirichlet()
+        guess = forms.owned_values(system.lagrangian.state).copy()
+        self._solution.array[:] = guess
         self._snes.solve(None, self._solution)
         forms.set_function(system.lagrangian.state, self._solution.array_r)
         self.state_solves += 1
         self.solves += int(self._snes.getIterationNumber())
         reason = self._snes.getConvergedReason()
         if reason < 0:
+            # What follows, such as a shorter step of a line search, must find neither NaN nor a failed factorisation.
+            forms.set_function(system.lagrangian.state, guess)
+            self._ksp.getPC().reset()
             raise ConvergenceError(
                 f"the state equation could not be solved (reason {reason}): "
                 f"{SNES_ADVICE.get(reason, 'see state_snes_converged_reason')}"
