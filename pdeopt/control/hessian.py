@@ -108,6 +108,14 @@ class ReducedHessian:
 
     multTranspose = mult
 
+    def sensitivity_transpose(self, covector: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Set (dy/du)' q for a covector q of the state; one adjoint solve. Collective: yes."""
+        adjoint = self._state[2]
+        self.solve_state(covector, adjoint, transpose=True)
+        adjoint.scale(-1.0)
+        out.set(0.0)
+        self.add_transposed(self._blocks.control_operators, adjoint, out)
+
     def release(self) -> None:
         """Free matrix and work vectors, not what was handed in. Collective: yes."""
         vectors = [*self._state, self._work, *self._results, *(part.vector for part in self._parts)]

@@ -408,6 +408,26 @@ def is_symmetric(matrix: PETSc.Mat) -> bool:
     return bool(transposed.norm() <= 1e-10 * size)
 
 
+def state_operator_is_symmetric(system: KKTSystem, operator: PETSc.Mat) -> bool:
+    """Whether the state operator is symmetric wherever it is assembled, tested at a generic point too. Collective: yes.
+
+    That of a flow at rest is symmetric, and would be factorised as such, though no other is.
+    """
+    if system.linear_state or not is_symmetric(operator):
+        return is_symmetric(operator)
+    point, generic = system.layout.create_vector(), system.layout.create_vector()
+    system.get_unknowns(point)
+    first, last = generic.getOwnershipRange()
+    generic.array[:] = point.array_r + 0.1 * np.cos(2.0 + 0.9 * np.arange(first, last))
+    system.set_unknowns(generic)
+    there = system.assemble_state_operator()
+    symmetric = is_symmetric(there)
+    system.set_unknowns(point)
+    for item in (there, point, generic):
+        item.destroy()
+    return symmetric
+
+
 def state_mass_matrix(system: KKTSystem) -> PETSc.Mat:
     """Return the state's mass matrix, Dirichlet rows and columns zero. Collective: yes."""
     space = system.lagrangian.state.function_space

@@ -103,7 +103,7 @@ class NavierStokesControl(ManufacturedControl):
         exact = {
             "state": ufl.as_vector([exact_velocity[0], exact_velocity[1], exact_pressure]),
             "control": exact_control,
-            "adjoint": ufl.as_vector([multiplier[0], multiplier[1], 0.0 * x[0]]),
+            "adjoint": ufl.as_vector([multiplier[0], multiplier[1], fem.Constant(mesh, 0.0)]),
         }
         super().__init__(problem, exact, ufl.dx(mesh, metadata={"quadrature_degree": 2 * degree + 3}))
 
