@@ -18,6 +18,8 @@ _PUBLIC_NAMES = {
     "LShapeControl": "pdeopt.problems.l_shape",
     "LShapePoisson": "pdeopt.problems.l_shape",
     "LinearModelProblem": "pdeopt.problems.linear",
+    "NonlinearProgram": "pdeopt.problems.nonlinear_program",
+    "PublishedPoissonControl": "pdeopt.problems.published_control",
     "SemilinearControl": "pdeopt.problems.semilinear_control",
     "UnsteadyDiffusion": "pdeopt.problems.unsteady_diffusion",
     "UnsteadyCylinderFlow": "pdeopt.problems.cylinder_unsteady",
@@ -36,8 +38,10 @@ _PUBLIC_NAMES = {
     "PoissonControl": "pdeopt.problems.poisson_control",
     "make_records": "pdeopt.problems.conductivity",
     "poisson": "pdeopt.problems.diffusion",
+    "read_s2mpj": "pdeopt.problems.s2mpj",
     "rigid_body_modes": "pdeopt.problems.elasticity",
     "true_conductivity": "pdeopt.problems.conductivity",
+    "s2mpj_names": "pdeopt.problems.s2mpj",
     "stokes": "pdeopt.problems.flow",
 }
 
