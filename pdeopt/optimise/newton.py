@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 from pdeopt.optimise.merit import Evaluation, Penalties, slope
 from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
+from pdeopt.optimise.regularisation import FIRST_SHIFT, Counters, Failure, InertiaCorrection
 from pdeopt.report import ConvergenceError, InputError
 
-_FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-12, 1e20
 _DUAL_SHIFT = 1e-2  # at most, and no more than the residual norm, so that the rate stays superlinear
 _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regularised
 _ATTEMPTS = 12
@@ -75,26 +75,6 @@ class AdaSketchSettings:
             raise InputError(f"armijo is {self.armijo:g}: it must lie between 0 and 1/2")
 
 
-class Failure(ConvergenceError):
-    """The iteration cannot go on; ``reason`` is TAO's."""
-
-    def __init__(self, message: str, reason: int) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclasses.dataclass
-class Counters:
-    """What was spent: merit evaluations, KKT matrices set up, iterations of their solvers, corrections."""
-
-    evaluations: int = 0
-    setups: int = 0
-    inner_iterations: int = 0
-    corrections: int = 0
-    penalty_updates: int = 0
-    unit_steps: int = 0
-
-
 class AdaSketch:
     """Iterates on a program without bounds, from its present point.
 
@@ -118,8 +98,7 @@ class AdaSketch:
         self.penalties = Penalties(self.settings.constraint_penalty, self.settings.gradient_penalty)
         self.accuracy = self.settings.accuracy
         self.counters = Counters()
-        self.kkt_name = ""
-        self._shift = 0.0
+        self._inertia = InertiaCorrection(program, self.counters)
         self._last_step: Pair | None = None
         self._extrapolated_norm = math.inf
         self.point = program.create()
@@ -163,6 +142,11 @@ class AdaSketch:
         else:
             self.program.move(self.point)
 
+    @property
+    def kkt_name(self) -> str:
+        """The last solver's name."""
+        return self._inertia.kkt_name
+
     # One step --------------------------------------------------------------------------------------------------------
 
     def step(self, done: Callable[[Evaluation], bool], forcing: float = 0.0) -> float:
@@ -187,11 +171,11 @@ class AdaSketch:
             if candidate is not None:
                 break
             direction.destroy()
-            least_shift = max(100.0 * _FIRST_SHIFT, 10.0 * shift)
+            least_shift = max(100.0 * FIRST_SHIFT, 10.0 * shift)
         else:
             self.program.move(self.point)
             self._give_up()
-        self._shift = shift
+        self._inertia.accept(shift)
         self.counters.unit_steps += length >= 1.0
         self.point.assign(trial)
         trial.destroy()
@@ -267,7 +251,7 @@ class AdaSketch:
             kkt, result = self._solve(shift, least_shift, right, direction, accuracy)
             try:
                 if kkt is None or result is None or result.negative_curvature:
-                    shift = self._next_shift(shift)
+                    shift = self._inertia.increase(shift)
                     continue
                 found = self._adapt(kkt, result, right, direction, accuracy)
             finally:
@@ -276,40 +260,15 @@ class AdaSketch:
             if found is not None:
                 right.destroy()
                 return direction, found, shift
-            shift = self._next_shift(shift)
+            shift = self._inertia.increase(shift)
 
     def _solve(
         self, shift: float, least_shift: float, right: Pair, direction: Pair, accuracy: float
     ) -> tuple[KKTSolver | None, KKTResult | None]:
         """Set up and solve; None where the inertia is known to be wrong."""
         regularised = _DUAL_SHIFT * min(1.0, self.evaluation.norm)
-        kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised if least_shift > 0.0 else 0.0)
-        self.counters.setups += 1
-        self.kkt_name = kkt.name
-        if kkt.inertia_is_right is False and kkt.singular and least_shift == 0.0 and self.point.dual.getSize():
-            kkt.destroy()  # the gradients of the constraints may be linearly dependent
-            kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised)
-            self.counters.setups += 1
-        if kkt.inertia_is_right is False:
-            kkt.destroy()
-            return None, None
-        try:
-            result = kkt.solve(right, direction, accuracy)
-        except ConvergenceError:
-            kkt.destroy()
-            return None, None
-        self.counters.inner_iterations += result.iterations
-        return kkt, result
-
-    def _next_shift(self, shift: float) -> float:
-        """Return a larger inertia correction (Waechter and Biegler, Math. Program. 106 (2006), Algorithm IC)."""
-        self.counters.corrections += 1
-        if shift == 0.0:
-            return _FIRST_SHIFT if self._shift == 0.0 else max(_SMALLEST_SHIFT, self._shift / 3.0)
-        shift *= 100.0 if self._shift == 0.0 else 8.0
-        if shift > _LARGEST_SHIFT:
-            raise Failure("no regularisation made the KKT matrix regular: look for NaN in the second derivatives", -8)
-        return shift
+        dual_shift = regularised if least_shift > 0.0 else 0.0
+        return self._inertia.solve(right, direction, accuracy, shift, dual_shift, regularised)
 
     def _adapt(
         self, kkt: KKTSolver, result: KKTResult, right: Pair, direction: Pair, accuracy: float
