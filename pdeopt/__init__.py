@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 prepare_process()
 
 _PUBLIC_NAMES = {
+    "AdaSketchNewton": "pdeopt.optimise.petsc",
     "AutoKSP": "pdeopt.relaxation.automatic",
     "AutoPC": "pdeopt.relaxation.automatic",
     "BanditSOR": "pdeopt.relaxation.petsc",
@@ -29,10 +30,11 @@ _PUBLIC_NAMES = {
 }
 _SUBPACKAGES = {
     name: f"pdeopt.{name}"
-    for name in ("animate", "bench", "control", "fem", "learn", "parallel", "plot", "problems", "relaxation", "report")
+    for name in ("animate", "bench", "control", "fem", "learn", "optimise", "parallel", "plot", "problems", "relaxation", "report")
 } | {"conserve": "pdeopt.learn.conserve"}
 
 __all__ = [
+    "AdaSketchNewton",
     "AutoKSP",
     "AutoPC",
     "BanditSOR",
