@@ -18,10 +18,10 @@ from typing import NoReturn
 
 from pdeopt.optimise.merit import Evaluation, Penalties, slope
 from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
+from pdeopt.optimise.regularisation import FIRST_SHIFT, Counters, Failure, InertiaCorrection
 from pdeopt.optimise.saddle import is_minimum, negative_curvature
 from pdeopt.report import ConvergenceError, InputError
 
-_FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-20, 1e20
 _DUAL_SHIFT = 1e-2  # times the residual norm where pivots vanish, so that the rate stays superlinear
 _DUAL_SHIFTS = (1e-4, 1e-2, 1.0)  # to be tried where multipliers run away along nearly dependent constraints
 _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regularised
@@ -78,14 +78,6 @@ class AdaSketchSettings:
             raise InputError(f"armijo is {self.armijo:g}: it must lie between 0 and 1/2")
 
 
-class Failure(ConvergenceError):
-    """The iteration cannot go on; ``reason`` is TAO's."""
-
-    def __init__(self, message: str, reason: int) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclasses.dataclass(frozen=True)
 class Tolerances:
     """Absolute tolerances for |L_x| and |c|, in Riesz norms."""
@@ -96,18 +88,6 @@ class Tolerances:
     def met(self, gradient: float, constraint: float) -> bool:
         """Whether both norms are within them; never for NaN."""
         return gradient <= self.gradient and constraint <= self.constraint
-
-
-@dataclasses.dataclass
-class Counters:
-    """What was spent: merit evaluations, KKT matrices set up, iterations of their solvers, corrections."""
-
-    evaluations: int = 0
-    setups: int = 0
-    inner_iterations: int = 0
-    corrections: int = 0
-    penalty_updates: int = 0
-    unit_steps: int = 0
 
 
 class AdaSketch:
@@ -133,8 +113,7 @@ class AdaSketch:
         self.penalties = Penalties(self.settings.constraint_penalty, self.settings.gradient_penalty)
         self.accuracy = self.settings.accuracy
         self.counters = Counters()
-        self.kkt_name = ""
-        self._shift = 0.0
+        self._inertia = InertiaCorrection(program, self.counters)
         self._last_step: Pair | None = None
         self._extrapolated_norm = math.inf
         self.point = program.create()
@@ -179,6 +158,11 @@ class AdaSketch:
             self.program.move(self.point)
 
     @property
+    def kkt_name(self) -> str:
+        """The last solver's name."""
+        return self._inertia.kkt_name
+
+    @property
     def objective(self) -> float:
         """f at the present point."""
         return self.evaluation.objective
@@ -217,11 +201,11 @@ class AdaSketch:
             if candidate is not None:
                 break
             direction.destroy()
-            least_shift = max(100.0 * _FIRST_SHIFT, 10.0 * shift)
+            least_shift = max(100.0 * FIRST_SHIFT, 10.0 * shift)
         else:
             self.program.move(self.point)
             self._give_up()
-        self._shift = shift
+        self._inertia.accept(shift)
         self.counters.unit_steps += length >= 1.0
         self.point.assign(trial)
         trial.destroy()
@@ -316,33 +300,15 @@ class AdaSketch:
         self, shift: float, dual_shift: float, right: Pair, direction: Pair, accuracy: float
     ) -> tuple[KKTSolver | None, KKTResult | None]:
         """Set up and solve; None where the inertia is known to be wrong."""
-        kkt = self.program.kkt_solver(shift=shift, dual_shift=dual_shift)
-        self.counters.setups += 1
-        self.kkt_name = kkt.name
-        if kkt.inertia_is_right is False and kkt.singular and dual_shift == 0.0 and self.point.dual.getSize():
-            kkt.destroy()  # the gradients of the constraints may be linearly dependent
-            kkt = self.program.kkt_solver(shift=shift, dual_shift=_DUAL_SHIFT * min(1.0, self.evaluation.norm))
-            self.counters.setups += 1
-        if kkt.inertia_is_right is False:
-            kkt.destroy()
-            return None, None
-        try:
-            result = kkt.solve(right, direction, accuracy)
-        except ConvergenceError:
-            kkt.destroy()
-            return None, None
-        self.counters.inner_iterations += result.iterations
-        return kkt, result
+        regularised = _DUAL_SHIFT * min(1.0, self.evaluation.norm)
+        return self._inertia.solve(right, direction, accuracy, shift, dual_shift, regularised)
 
     def _next_shift(self, shift: float) -> float:
-        """Return a larger inertia correction (Waechter and Biegler, Math. Program. 106 (2006), Algorithm IC)."""
-        self.counters.corrections += 1
-        if shift == 0.0:
-            return _FIRST_SHIFT if self._shift == 0.0 else max(_SMALLEST_SHIFT, self._shift / 3.0)
-        shift *= 100.0 if self._shift == 0.0 else 8.0
-        if shift > _LARGEST_SHIFT:
+        """Return a larger inertia correction, or say why none helps."""
+        try:
+            return self._inertia.increase(shift)
+        except Failure:
             self._give_up()
-        return shift
 
     def _adapt(
         self, kkt: KKTSolver, result: KKTResult, right: Pair, direction: Pair, accuracy: float
@@ -365,7 +331,7 @@ class AdaSketch:
         self.penalties = penalties
         return slopes
 
-    def leave_saddle(self, tolerances: Tolerances) -> bool:
+    def leave_saddle(self) -> bool:
         """Move off the present point if it is stationary but no minimum; say whether it did. Collective: yes.
 
         Only a factorisation knows: where none is at hand, or the matrix is singular, nothing is done.
