@@ -86,8 +86,8 @@ class ObstacleComplementarityControl:
     Minimise |y - f|^2 / 2 + nu |u|^2 / 2 + rho int y w dx subject to -laplace y = f + u + w, 0.01 <= u <= 0.03, w >= 0
     and y >= 0. The last term is the exact l1 penalty of the complementarity y w = 0: for rho large enough minima have
     y w = 0 and then y is the membrane under f + u. y w and w are integrated by values at the vertices, so that
-    complementarity holds at each of them. An optimiser for bounds on the state has to solve it: IPOPT finds 0.0114388 on
-    8 x 8 squares cut in two, `ObstacleControl` 0.0114377 for alpha = 1e-5 there.
+    complementarity holds at each of them. An optimiser for bounds on the state has to solve it: on 8 x 8 squares cut in
+    two IPOPT finds 0.0114388, near the 0.0114377 of `ObstacleControl` for alpha = 1e-5.
 
     Parameters
     ----------

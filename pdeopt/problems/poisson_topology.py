@@ -44,8 +44,9 @@ class PoissonTopology:
     penalty
         p, a constant of the forms.
     PUBLISHED_OBJECTIVE
-        By IPOPT without second derivatives after 30 iterations, stopped at its "acceptable" tolerance 1e-3: a local
-        minimum nearly reached. Lower is right, too.
+        By IPOPT without second derivatives after 30 iterations, stopped at its "acceptable" tolerance 1e-3: on the way
+        to a local minimum. Lower is right, too: the same method, called in the same way for this class, stops after 30
+        iterations at 1.051e-4, with a positive multiplier for the volume.
 
     Raises
     ------

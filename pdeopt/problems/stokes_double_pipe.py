@@ -31,10 +31,10 @@ class StokesDoublePipe:
     x_1 = 1/4 and 3/4, u = 0 on the rest of the boundary, and p = 0 in a corner. r starts as 1/3 everywhere.
 
     The published problem has int r dx <= 1/2. More open space lowers k; that the bound is reached shows in a multiplier
-    that is not negative. The published objective is this one, although the text beside it has half of the second term,
-    which would make it the power lost. The problem is not convex: started with q = 0.1 it leads to two straight pipes,
-    a worse local minimum than the streams joined that one finds by going from q = 0.01 to q = 0.1. All quantities are
-    dimensionless.
+    that is positive, as it is on coarse meshes. The published objective is this one, although the text beside it has
+    half of the second term, which would make it the power lost. The problem is not convex: according to Borrvall and
+    Petersson q = 0.1 at once leads to two straight pipes, a worse local minimum than the streams joined, to which one
+    comes by way of q = 0.01. All quantities are dimensionless.
 
     Parameters
     ----------
