@@ -152,6 +152,9 @@ class Runner:
     def _interior(self) -> None:
         outcome = self.outcome
         tolerance = min(self._tolerances.gradient, self._tolerances.constraint)
+        if outcome.point is not None:  # multipliers that led nowhere are not kept
+            outcome.point.dual.set(0.0)
+            self._program.move(outcome.point)
         iteration = InteriorPoint(self._program, InteriorPointSettings(tolerance=tolerance))
         kept = outcome.history.pop() if outcome.history else None  # the same point, seen by another method
         name = "interior point method" if kept is None else f"{outcome.method}; then the interior point method"
