@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 prepare_process()
 
 _PUBLIC_NAMES = {
+    "AdaSketchNewton": "pdeopt.optimise.petsc",
     "AutoKSP": "pdeopt.relaxation.automatic",
     "AutoPC": "pdeopt.relaxation.automatic",
     "BanditSOR": "pdeopt.relaxation.petsc",
@@ -46,6 +47,7 @@ _SUBPACKAGES = {
 } | {"conserve": "pdeopt.learn.conserve"}
 
 __all__ = [
+    "AdaSketchNewton",
     "AutoKSP",
     "AutoPC",
     "BanditSOR",

@@ -32,10 +32,13 @@ class ReducedHessian:
         How the controls' coordinates lie in one vector.
     matrix
         The Hessian as a PETSc matrix of type python.
+    solves
+        Linearised state and adjoint solves so far, those that others make through `solve_state` included.
     """
 
     def __init__(self, system: KKTSystem, blocks: Blocks, state_ksp: PETSc.KSP) -> None:
         self._system, self._blocks, self._state_ksp = system, blocks, state_ksp
+        self.solves = 0
         self.layout = forms.BlockLayout(system.comm, system.layout.sizes[1:-1])
         sizes = (self.layout.offsets[-1], self.layout.global_size)
         self.matrix = PETSc.Mat().createPython((sizes, sizes), context=self, comm=system.comm)
@@ -80,6 +83,7 @@ class ReducedHessian:
             If the solver reports divergence.
         """
         (self._state_ksp.solveTranspose if transpose else self._state_ksp.solve)(right, out)
+        self.solves += 1
         reason = self._state_ksp.getConvergedReason()
         if reason < 0:
             raise ConvergenceError(f"a linearised state solve failed (reason {reason}): {KSP_ADVICE.get(reason, '')}")

@@ -70,6 +70,11 @@ class Lagrangian:
         last = len(self.unknowns) - 1
         return not forms.depends_on(self.second(self.functional, last, 0), self.unknowns)
 
+    def has_affine_state_equation(self) -> bool:
+        """Whether the state equation is affine in the state: one linear solve finds the state of any control."""
+        last = len(self.unknowns) - 1
+        return not forms.depends_on(self.second(self.functional, last, 0), (self.state,))
+
     def is_linear_quadratic(self) -> bool:
         """Whether no second derivative depends on the unknowns: quadratic objective, linear equations."""
         functional, unknowns = self.functional, self.unknowns

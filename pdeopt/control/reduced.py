@@ -80,6 +80,9 @@ class ReducedFunctional:
     ----------
     state_solves, adjoint_solves, hessian_actions
         What was spent so far.
+    solves
+        The linear solves with the state operator or its transpose that all this took: each Newton step of a state
+        solve and each adjoint solve counts 1, each Hessian action 2.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class ReducedFunctional:
     ) -> None:
         self._system, self._bounds, self._gauss_newton = system, bounds, gauss_newton
         self.comm = system.comm
-        self.state_solves = self.adjoint_solves = self.hessian_actions = 0
+        self.state_solves = self.adjoint_solves = self.hessian_actions = self.solves = 0
         self._layout = forms.BlockLayout(system.comm, system.layout.sizes[1:-1])
         self._full = system.layout.create_vector()
         self._inner_product: PETSc.Mat | None = None
@@ -116,7 +119,7 @@ class ReducedFunctional:
         self._snes.setFunction(self._assemble_state_residual, self._right.duplicate())
         self._snes.setJacobian(self._assemble_state_jacobian, self._operator)
         defaults: dict[str, object] = {"snes_type": "ksponly"}
-        if not self._linear:
+        if not system.affine_state:
             defaults = {"snes_type": "newtonls", "snes_rtol": 1e-12, "snes_stol": _STATE_STEP, "snes_max_it": 50}
         with forms.default_options("state_", defaults):
             self._snes.setFromOptions()
@@ -215,6 +218,7 @@ class ReducedFunctional:
             self._blocks = self._assemble_hessian_blocks()
             self._hessian = ReducedHessian(self._system, self._blocks, self._ksp)
         self._hessian.mult(self._hessian.matrix, direction, out)
+        self.solves += 2
         for j, idle in enumerate(self._system.idle):
             out.array[self._layout.slice(j)][idle] = 0.0  # the blocks have ones there
         self.hessian_actions += 1
@@ -246,6 +250,7 @@ class ReducedFunctional:
         self._snes.solve(None, self._solution)
         forms.set_function(system.lagrangian.state, self._solution.array_r)
         self.state_solves += 1
+        self.solves += int(self._snes.getIterationNumber())
         reason = self._snes.getConvergedReason()
         if reason < 0:
             raise ConvergenceError(
@@ -271,6 +276,7 @@ class ReducedFunctional:
             raise ConvergenceError(f"the adjoint equation could not be solved (reason {reason})")
         forms.set_function(system.lagrangian.adjoint, self._solution.array_r)
         self.adjoint_solves += 1
+        self.solves += 1
         self._adjoint_solved = True
 
     def _forget(self) -> None:

@@ -4,6 +4,7 @@ Each is a PETSc KSP under the prefix ``kkt_``; whatever the user sets there wins
 """
 
 import time
+from typing import Protocol
 
 from petsc4py import PETSc
 
@@ -20,7 +21,15 @@ from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import KSP_ADVICE, ConvergenceError, OptionError
 
 METHODS = ("matched_schur", "pearson_wathen", "direct", "reduced_hessian")
+_INDEFINITE = (PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_PC, PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_MAT)
 _STATE_DIRECT_LIMIT = {1: 10_000_000, 2: 500_000, 3: 60_000}
+
+
+class ControlPreconditioner(Protocol):
+    """A symmetric positive definite approximation of the inverse of the reduced Hessian."""
+
+    def apply(self, pc: PETSc.PC, covector: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Apply it to a vector over all controls. Collective: yes."""
 
 
 class KKTSolver:
@@ -34,6 +43,8 @@ class KKTSolver:
         The system to solve.
     state_setup
         Solver of the state equation in "reduced_hessian", see `state_solver`.
+    control_preconditioner
+        Preconditioner of the conjugate gradients in "reduced_hessian", kept; see `ReducedHessianPC`.
 
     Raises
     ------
@@ -41,7 +52,13 @@ class KKTSolver:
         If the method is unknown, or the options ask for a Krylov method that the preconditioner does not fit.
     """
 
-    def __init__(self, method: str, context: LinearContext, state_setup: SolverSetup | None = None) -> None:
+    def __init__(
+        self,
+        method: str,
+        context: LinearContext,
+        state_setup: SolverSetup | None = None,
+        control_preconditioner: ControlPreconditioner | None = None,
+    ) -> None:
         started = time.perf_counter()
         self.method = method
         self._system = system = context.system
@@ -75,7 +92,7 @@ class KKTSolver:
                 self._stopping = RieszStopping(system.norm)
                 self.name = f"{krylov.upper()} + {type(self._preconditioner).__name__}"
             elif method == "reduced_hessian":
-                self._preconditioner = ReducedHessianPC(context, state_setup)
+                self._preconditioner = ReducedHessianPC(context, state_setup, control_preconditioner)
                 defaults = {"ksp_type": "preonly", "pc_type": "python"}
                 self.name = "reduced-Hessian CG in the control metric"
             else:
@@ -110,7 +127,27 @@ class KKTSolver:
         """The Krylov method's own residual norms in the last solve; empty for methods without one."""
         return () if self._stopping is None else tuple(self._stopping.own_history)
 
-    def solve(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float, norm: float | None = None) -> int:
+    @property
+    def negative_curvature(self) -> bool:
+        """Whether the last solve by "reduced_hessian" met a control d with d'Hd <= 0."""
+        inner = self._preconditioner
+        return isinstance(inner, ReducedHessianPC) and inner.negative_curvature
+
+    @property
+    def solves(self) -> int:
+        """Solves with the state operator or its transpose so far in "reduced_hessian"; 0 in other methods."""
+        inner = self._preconditioner
+        return inner.solves if isinstance(inner, ReducedHessianPC) else 0
+
+    def solve(
+        self,
+        right: PETSc.Vec,
+        out: PETSc.Vec,
+        rtol: float,
+        norm: float | None = None,
+        *,
+        report_negative_curvature: bool = False,
+    ) -> int:
         """Solve to a tolerance relative in the Riesz norm and return the Krylov iterations. Collective: yes.
 
         Parameters
@@ -121,11 +158,14 @@ class KKTSolver:
             Relative tolerance.
         norm
             The Riesz norm of the right-hand side, if it is known.
+        report_negative_curvature
+            Where "reduced_hessian" meets negative curvature, set what was found until then and `negative_curvature`;
+            otherwise that is an error.
 
         Raises
         ------
         ConvergenceError
-            If the KSP reports divergence.
+            If the KSP reports divergence, or the reduced Hessian is indefinite.
         """
         if self._stopping is not None:
             self._stopping.start(right, rtol, norm)
@@ -139,6 +179,8 @@ class KKTSolver:
             advice = KSP_ADVICE.get(reason, "see kkt_ksp_converged_reason")
             raise ConvergenceError(f"the KKT solve with {self.name} failed (reason {reason}): {advice}")
         if isinstance(self._preconditioner, ReducedHessianPC):
+            if self.negative_curvature and not report_negative_curvature:
+                raise ConvergenceError(f"the reduced-Hessian solve failed (reason -10): {KSP_ADVICE[-10]}")
             return self._preconditioner.iterations
         return 0 if self.ksp.getType() == "preonly" else int(self.ksp.getIterationNumber())
 
@@ -179,6 +221,9 @@ def _schur(method: str, context: LinearContext) -> PearsonWathen | SquareBlock |
 class ReducedHessianPC:
     """Solves the KKT system by eliminating state and adjoint: CG for the reduced Hessian, preconditioned by L_uu.
 
+    Where CG meets a direction of negative curvature it stops, as Steihaug's does: what it found until then (its first
+    direction, if that is the one) becomes the control's part of the solution, and `negative_curvature` is set.
+
     In the metric of the regularisation the spectrum of the reduced Hessian is that of the identity plus a compact
     operator, so the iterations do not grow with refinement.
 
@@ -188,12 +233,25 @@ class ReducedHessianPC:
         The system to solve.
     state_setup
         Solver of the state equation, see `state_solver`.
+    control_preconditioner
+        Preconditions CG instead of L_uu, which is indefinite far from the optimum where the state equation is
+        nonlinear in the control; kept, and not freed.
+
+    Attributes
+    ----------
+    iterations, negative_curvature
+        Of the last solve.
     """
 
-    def __init__(self, context: LinearContext, state_setup: SolverSetup | None = None) -> None:
+    def __init__(
+        self,
+        context: LinearContext,
+        state_setup: SolverSetup | None = None,
+        control_preconditioner: ControlPreconditioner | None = None,
+    ) -> None:
         system, blocks = context.system, context.blocks
         self._system, self._blocks = system, blocks
-        self.rtol, self.iterations = 1e-8, 0
+        self.rtol, self.iterations, self.negative_curvature = 1e-8, 0, False
         self._state_ksp = state_solver(system, blocks.state_operator, context.symmetric, state_setup)
         self._hessian = ReducedHessian(system, blocks, self._state_ksp)
         self._inner = _regularisation(blocks, system)
@@ -201,8 +259,14 @@ class ReducedHessianPC:
         self._ksp.setOptionsPrefix("kkt_reduced_")
         self._ksp.setOperators(self._hessian.matrix, self._inner)
         defaults: dict[str, object] = {"ksp_type": "cg", "ksp_norm_type": "natural", "ksp_max_it": 2000}
-        defaults |= {"pc_type": "ksp", "ksp_ksp_type": "cg", "ksp_ksp_rtol": 1e-10, "ksp_pc_type": "jacobi"}
+        if control_preconditioner is None:
+            defaults |= {"pc_type": "ksp", "ksp_ksp_type": "cg", "ksp_ksp_rtol": 1e-10, "ksp_pc_type": "jacobi"}
+        else:
+            defaults |= {"pc_type": "python"}
         with forms.default_options("kkt_reduced_", defaults):
+            if control_preconditioner is not None:
+                self._ksp.getPC().setType("python")
+                self._ksp.getPC().setPythonContext(control_preconditioner)
             self._ksp.setFromOptions()
             self._ksp.setUp()
         self._state = [forms.SubVectors(system.layout, 0).vector for _ in range(4)]
@@ -238,7 +302,10 @@ class ReducedHessianPC:
         self._ksp.solve(reduced, control)
         self.iterations = int(self._ksp.getIterationNumber())
         reason = self._ksp.getConvergedReason()
-        if reason < 0:
+        self.negative_curvature = reason in _INDEFINITE
+        if self.negative_curvature and control.norm() == 0.0:
+            self._first_direction(reason, reduced, control)
+        elif reason < 0 and not self.negative_curvature:
             raise ConvergenceError(f"the reduced-Hessian solve failed (reason {reason}): {KSP_ADVICE.get(reason, '')}")
         out.array[controls] = control.array_r
         work.array[:] = layout.read(right, last)
@@ -249,6 +316,23 @@ class ReducedHessianPC:
         layout.write(out, 0, state.array_r)
         solve_adjoint(with_control=True)
         layout.write(out, last, adjoint.array_r)
+
+    def _first_direction(self, reason: int, right: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Set the preconditioned right-hand side; by the diagonal of the metric if the preconditioner is at fault."""
+        if reason == PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_MAT:
+            self._ksp.getPC().apply(right, out)
+        if right.dot(out) <= 0.0:
+            first = 0
+            for product in self._system.control_products:
+                diagonal = product.getDiagonal()
+                part = slice(first, first + diagonal.getLocalSize())
+                out.array[part] = right.array_r[part] / diagonal.array_r
+                first = part.stop
+
+    @property
+    def solves(self) -> int:
+        """Solves with the state operator or its transpose so far."""
+        return self._hessian.solves
 
     def release(self) -> None:
         """Free the PETSc objects. Collective: yes."""

@@ -11,7 +11,7 @@ from pdeopt.optimise.program import KKTResult, Mask, Pair
 from pdeopt.report import ConvergenceError, InputError
 
 SKETCHES = ("kaczmarz", "gaussian", "block", "history", "sgmres")
-_FACTORISATION = {
+FACTORISATION = {
     "ksp_type": "gmres",  # one or two steps of refinement: pivots of indefinite matrices lose digits
     "ksp_pc_side": "right",
     "ksp_max_it": 10,
@@ -21,7 +21,7 @@ _FACTORISATION = {
     "mat_mumps_icntl_24": 1,  # count null pivots
     "mat_mumps_icntl_14": 200,
 }
-_KRYLOV = {
+KRYLOV = {
     "ksp_type": "gmres",
     "ksp_pc_side": "right",
     "ksp_gmres_restart": 200,
@@ -122,7 +122,7 @@ class MatrixKKT:
         ksp = self._ksp
         ksp.setOptionsPrefix(f"{prefix}kkt_")
         ksp.setOperators(self.matrix)
-        defaults: dict[str, object] = dict(_FACTORISATION if settings.solver == "factorisation" else _KRYLOV)
+        defaults: dict[str, object] = dict(FACTORISATION if settings.solver == "factorisation" else KRYLOV)
         if settings.solver in SKETCHES:
             defaults |= {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP"}
             defaults |= {"ksp_sketch_type": settings.solver}

@@ -14,14 +14,14 @@ and the inertia is corrected from the factorisation or from negative curvature i
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 from pdeopt.optimise.merit import Evaluation, Penalties, slope
 from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
 from pdeopt.report import ConvergenceError, InputError
 
 _FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-12, 1e20
-_DUAL_SHIFT = 1e-2  # at most, and no more than the residual norm, so that the rate stays superlinear
+_DUAL_SHIFT = 1e-2  # times the residual norm where pivots vanish, so that the rate stays superlinear
+_DUAL_SHIFTS = (1e-4, 1e-2, 1.0)  # to be tried where multipliers run away along nearly dependent constraints
 _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regularised
 _ATTEMPTS = 12
 _PARALLEL = 0.9  # cosine of successive steps from which they may be a geometric series
@@ -53,8 +53,8 @@ class AdaSketchSettings:
         If a number is out of its range.
     """
 
-    constraint_penalty: float = 1.0
-    gradient_penalty: float = 0.1
+    constraint_penalty: float = 10.0
+    gradient_penalty: float = 1e-3
     accuracy: float = 0.1
     growth: float = 1.5
     sharpen: float = 0.5
@@ -81,6 +81,18 @@ class Failure(ConvergenceError):
     def __init__(self, message: str, reason: int) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerances:
+    """Absolute tolerances for |L_x| and |c|, in Riesz norms."""
+
+    gradient: float = 1e-8
+    constraint: float = 1e-8
+
+    def met(self, gradient: float, constraint: float) -> bool:
+        """Whether both norms are within them; never for NaN."""
+        return gradient <= self.gradient and constraint <= self.constraint
 
 
 @dataclasses.dataclass
@@ -163,15 +175,30 @@ class AdaSketch:
         else:
             self.program.move(self.point)
 
+    @property
+    def objective(self) -> float:
+        """f at the present point."""
+        return self.evaluation.objective
+
+    @property
+    def gradient_norm(self) -> float:
+        """|L_x| at the present point, in the Riesz norm."""
+        return self.evaluation.gradient_norm
+
+    @property
+    def constraint_norm(self) -> float:
+        """|c| at the present point, in the Riesz norm."""
+        return self.evaluation.constraint_norm
+
     # One step --------------------------------------------------------------------------------------------------------
 
-    def step(self, done: Callable[[Evaluation], bool], forcing: float = 0.0) -> float:
+    def step(self, tolerances: Tolerances, forcing: float = 0.0) -> float:
         """Take one step and return its length. Collective: yes.
 
         Parameters
         ----------
-        done
-            Says whether an evaluation meets the tolerances; a full step that does is taken without further tests.
+        tolerances
+            A full step that meets them is taken without further tests.
         forcing
             Relative accuracy below which no solve needs to go.
 
@@ -183,7 +210,7 @@ class AdaSketch:
         least_shift = 0.0
         for _ in range(_ATTEMPTS):
             direction, slopes, shift = self._direction(forcing, least_shift)
-            length, candidate, trial = self._search(direction, slopes, done)
+            length, candidate, trial = self._search(direction, slopes, tolerances)
             if candidate is not None:
                 break
             direction.destroy()
@@ -203,7 +230,7 @@ class AdaSketch:
         return length
 
     def _search(
-        self, direction: Pair, slopes: tuple[float, float, float], done: Callable[[Evaluation], bool]
+        self, direction: Pair, slopes: tuple[float, float, float], tolerances: Tolerances
     ) -> tuple[float, Evaluation | None, Pair]:
         """Return the first length that Armijo's rule takes, with the evaluation there; None for the latter if none."""
         predicted = slope(slopes, self.penalties)
@@ -216,7 +243,7 @@ class AdaSketch:
             candidate = self._evaluate(trial)
             if math.isfinite(candidate.objective) and math.isfinite(candidate.norm):
                 decrease = candidate.value(self.penalties) - value
-                if length >= 1.0 and done(candidate):
+                if length >= 1.0 and tolerances.met(candidate.gradient_norm, candidate.constraint_norm):
                     return length, candidate, trial
                 enough = decrease <= self.settings.armijo * length * predicted + rounding
                 if enough and (length <= 1.0 or candidate.norm <= self._extrapolated_norm):
@@ -262,9 +289,10 @@ class AdaSketch:
         accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
         if program.quadratic:
             accuracy = max(forcing, 1e-13)
-        shift = least_shift
+        shift, dual_shift = least_shift, _DUAL_SHIFT * min(1.0, evaluation.norm) if least_shift > 0.0 else 0.0
+        larger = iter(_DUAL_SHIFTS if self.point.dual.getSize() else ())
         while True:
-            kkt, result = self._solve(shift, least_shift, right, direction, accuracy)
+            kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
             try:
                 if kkt is None or result is None or result.negative_curvature:
                     shift = self._next_shift(shift)
@@ -276,19 +304,21 @@ class AdaSketch:
             if found is not None:
                 right.destroy()
                 return direction, found, shift
-            shift = self._next_shift(shift)
+            dual_shift = next(larger, math.inf)
+            if math.isinf(dual_shift):
+                dual_shift, shift = _DUAL_SHIFTS[-1], self._next_shift(shift)
+            self.counters.corrections += 1
 
     def _solve(
-        self, shift: float, least_shift: float, right: Pair, direction: Pair, accuracy: float
+        self, shift: float, dual_shift: float, right: Pair, direction: Pair, accuracy: float
     ) -> tuple[KKTSolver | None, KKTResult | None]:
         """Set up and solve; None where the inertia is known to be wrong."""
-        regularised = _DUAL_SHIFT * min(1.0, self.evaluation.norm)
-        kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised if least_shift > 0.0 else 0.0)
+        kkt = self.program.kkt_solver(shift=shift, dual_shift=dual_shift)
         self.counters.setups += 1
         self.kkt_name = kkt.name
-        if kkt.inertia_is_right is False and kkt.singular and least_shift == 0.0 and self.point.dual.getSize():
+        if kkt.inertia_is_right is False and kkt.singular and dual_shift == 0.0 and self.point.dual.getSize():
             kkt.destroy()  # the gradients of the constraints may be linearly dependent
-            kkt = self.program.kkt_solver(shift=shift, dual_shift=regularised)
+            kkt = self.program.kkt_solver(shift=shift, dual_shift=_DUAL_SHIFT * min(1.0, self.evaluation.norm))
             self.counters.setups += 1
         if kkt.inertia_is_right is False:
             kkt.destroy()

@@ -6,8 +6,11 @@ from typing import Any
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
     "BoundaryControl": "pdeopt.problems.boundary_control",
+    "BoundedBoundaryControl": "pdeopt.problems.bounded_boundary_control",
     "BoundedPoissonControl": "pdeopt.problems.bounded_control",
+    "BratuControl": "pdeopt.problems.bratu_control",
     "BurgersControl": "pdeopt.problems.burgers_control",
+    "CoefficientInversion": "pdeopt.problems.coefficient_inversion",
     "ConductivityRecords": "pdeopt.problems.conductivity",
     "ConstrainedControl": "pdeopt.problems.constrained_control",
     "CylinderFlow": "pdeopt.problems.cylinder_flow",
@@ -18,6 +21,11 @@ _PUBLIC_NAMES = {
     "LShapeControl": "pdeopt.problems.l_shape",
     "LShapePoisson": "pdeopt.problems.l_shape",
     "LinearModelProblem": "pdeopt.problems.linear",
+    "NonlinearProgram": "pdeopt.problems.nonlinear_program",
+    "PublishedPoissonControl": "pdeopt.problems.published_control",
+    "NavierStokesControl": "pdeopt.problems.navier_stokes_control",
+    "MaurerMittelmannControl": "pdeopt.problems.maurer_mittelmann_control",
+    "ReesDollarWathenControl": "pdeopt.problems.rees_dollar_wathen_control",
     "SemilinearControl": "pdeopt.problems.semilinear_control",
     "UnsteadyDiffusion": "pdeopt.problems.unsteady_diffusion",
     "UnsteadyCylinderFlow": "pdeopt.problems.cylinder_unsteady",
@@ -36,8 +44,10 @@ _PUBLIC_NAMES = {
     "PoissonControl": "pdeopt.problems.poisson_control",
     "make_records": "pdeopt.problems.conductivity",
     "poisson": "pdeopt.problems.diffusion",
+    "read_s2mpj": "pdeopt.problems.s2mpj",
     "rigid_body_modes": "pdeopt.problems.elasticity",
     "true_conductivity": "pdeopt.problems.conductivity",
+    "s2mpj_names": "pdeopt.problems.s2mpj",
     "stokes": "pdeopt.problems.flow",
 }
 
