@@ -30,6 +30,7 @@ Array = npt.NDArray[np.float64]
 _DUAL_SHIFT = 1e-8  # times mu^(1/4): where gradients of the constraints are linearly dependent
 _SUBPROBLEM = 10.0  # a barrier problem is solved to this times mu
 _PROGRESS = 0.9999
+_BALANCE = 1e-2
 _CORRECTED = 0.1  # length of the predicted step from which its second-order terms are worth correcting
 _MEMORY = 4
 _LARGEST_MULTIPLIER = 1e3
@@ -328,7 +329,10 @@ class InteriorPoint:
         )
         predicted, _ = bounds.products(state.x + length * affine, reached)
         least = self._least_barrier()
-        self.barrier = min(max((max(predicted, 0.0) / mean) ** 3 * mean if mean > 0.0 else least, least), 1e5)
+        # Products that fall far ahead of the other residuals leave the point at the boundary, away from the solution.
+        floor = _BALANCE * min(max(state.norms.dual_infeasibility, state.norms.feasibility), mean)
+        target = (max(predicted, 0.0) / mean) ** 3 * mean if mean > 0.0 else least
+        self.barrier = min(max(target, floor, least), 1e5)
         right.destroy()
         targets: Targets = (self.barrier, self.barrier)
         if min(length, dual_length) > _CORRECTED:  # what the prediction leaves of the products, to second order
