@@ -34,6 +34,7 @@ _BALANCE = 1e-2
 _CORRECTED = 0.1  # length of the predicted step from which its second-order terms are worth correcting
 _MEMORY = 4
 _LARGEST_MULTIPLIER = 1e3
+_RUNAWAY = 1e8  # multipliers beyond this say that constraints depend on each other, not what they cost
 _UNBOUNDED = -1e20
 _DIVERGED = 1e20
 
@@ -218,6 +219,8 @@ class InteriorPoint:
             self._lower_barrier()
             length = self._filter_step()
         self.counters.unit_steps += length >= 1.0
+        if self.point.dual.norm() > _RUNAWAY * self._scale:
+            self._reset_multipliers()
         self._check_diverged()
         self._history = [*self._history[1 - _MEMORY :], self.norms.largest]
         return length
@@ -278,6 +281,16 @@ class InteriorPoint:
             point.dual.axpy(1.0, out.dual)
         right.destroy()
         out.destroy()
+
+    def _reset_multipliers(self) -> None:
+        """Begin anew with multipliers that ran away along nearly dependent constraints."""
+        point, multipliers = self.point.copy(), self.bound_multipliers
+        point.dual.set(0.0)
+        self._take(self._evaluate(point.copy(), multipliers))
+        self._fit_multipliers(point, multipliers)
+        self._take(self._evaluate(point, multipliers))
+        self._inertia.forget()
+        self._filter.reset()
 
     # Directions ------------------------------------------------------------------------------------------------------
 
