@@ -229,7 +229,9 @@ class LowRankPreconditioner:
         """Apply the approximate inverse. Collective: yes."""
         self._metric.solve_vector(covector, out)
         values = self.pairs.values
-        weights = np.where(1.0 + values >= _SMALLEST, values / np.where(1.0 + values >= _SMALLEST, 1.0 + values, 1.0), 0.0)
+        weights = np.where(
+            1.0 + values >= _SMALLEST, values / np.where(1.0 + values >= _SMALLEST, 1.0 + values, 1.0), 0.0
+        )
         if self.rank:
             out.array[:] -= self.pairs.vectors @ (weights * self._metric.product(self.pairs.vectors, covector.array_r))
 

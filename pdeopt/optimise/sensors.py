@@ -43,7 +43,9 @@ def sensor_eigenpairs(hessian: ReducedHessian, metric: Metric, rows: Sequence[PE
     """
     weights = np.asarray(weights, dtype=np.float64)
     if not rows or len(rows) != weights.size or np.any(weights < 0.0):
-        raise InputError(f"{len(rows)} sensors and weights {weights}: give one weight >= 0 to each of at least one sensor")
+        raise InputError(
+            f"{len(rows)} sensors and weights {weights}: give one weight >= 0 to each of at least one sensor"
+        )
     jacobian = sensitivity_rows(hessian, rows) * np.sqrt(weights)
     raised = metric.solve(jacobian)
     small = metric.product(jacobian, raised)

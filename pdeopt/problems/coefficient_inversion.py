@@ -5,7 +5,6 @@ import math
 from mpi4py import MPI
 from petsc4py import PETSc
 
-import dolfinx
 import numpy as np
 import numpy.typing as npt
 import ufl
@@ -117,7 +116,10 @@ class CoefficientInversion:
             misfit = 0.5 * (state - self.data) ** 2 * dx
         else:
             misfit = self._sensor_misfit(exact, sensors)
-        trial, trial_test = ufl.TrialFunction(self.control.function_space), ufl.TestFunction(self.control.function_space)
+        trial, trial_test = (
+            ufl.TrialFunction(self.control.function_space),
+            ufl.TestFunction(self.control.function_space),
+        )
         scale = shift if epsilon > 0.0 else fem.Constant(mesh, 1.0)
         product = weight * (ufl.inner(ufl.grad(trial), ufl.grad(trial_test)) + scale * trial * trial_test) * dx
         self.problem = ControlProblem(

@@ -132,7 +132,9 @@ class NavierStokesControl(ManufacturedControl):
         """Set state, control and adjoint to the interpolants of the optimum. Collective: yes."""
         for name in ("state", "adjoint"):
             function = self._unknowns[name]
-            for number, values in enumerate((ufl.as_vector([self.exact[name][i] for i in (0, 1)]), self.exact[name][2])):
+            for number, values in enumerate(
+                (ufl.as_vector([self.exact[name][i] for i in (0, 1)]), self.exact[name][2])
+            ):
                 collapsed, dofs = function.function_space.sub(number).collapse()
                 part = fem.Function(collapsed)
                 part.interpolate(fem.Expression(values, collapsed.element.interpolation_points))
