@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 prepare_process()
 
 _PUBLIC_NAMES = {
+    "AdaSketchNewton": "pdeopt.optimise.petsc",
     "AutoKSP": "pdeopt.relaxation.automatic",
     "AutoPC": "pdeopt.relaxation.automatic",
     "BanditSOR": "pdeopt.relaxation.petsc",
@@ -22,6 +23,7 @@ _PUBLIC_NAMES = {
     "MulticolourSOR": "pdeopt.relaxation.petsc",
     "NetworkCoefficient": "pdeopt.learn.network_coefficient",
     "PDELayer": "pdeopt.learn.pde_layer",
+    "SketchedKSP": "pdeopt.optimise.petsc_sketch",
     "SolveReport": "pdeopt.report",
     "UnsteadyControlProblem": "pdeopt.control",
     "attach_guess": "pdeopt.control.guess",
@@ -29,10 +31,23 @@ _PUBLIC_NAMES = {
 }
 _SUBPACKAGES = {
     name: f"pdeopt.{name}"
-    for name in ("animate", "bench", "control", "fem", "learn", "parallel", "plot", "problems", "relaxation", "report")
+    for name in (
+        "animate",
+        "bench",
+        "control",
+        "fem",
+        "learn",
+        "optimise",
+        "parallel",
+        "plot",
+        "problems",
+        "relaxation",
+        "report",
+    )
 } | {"conserve": "pdeopt.learn.conserve"}
 
 __all__ = [
+    "AdaSketchNewton",
     "AutoKSP",
     "AutoPC",
     "BanditSOR",
@@ -40,6 +55,7 @@ __all__ = [
     "MulticolourSOR",
     "NetworkCoefficient",
     "PDELayer",
+    "SketchedKSP",
     "SolveReport",
     "UnsteadyControlProblem",
     "__version__",

@@ -11,7 +11,7 @@ import ufl
 from ufl.algorithms import extract_arguments, extract_coefficients
 from ufl.algorithms.analysis import extract_constants
 
-from pdeopt.control.controls import Control
+from pdeopt.control.controls import Control, FieldControl
 from pdeopt.control.lagrangian import Lagrangian
 from pdeopt.control.newton import Bounds
 from pdeopt.fem import forms
@@ -179,22 +179,33 @@ def check_bounds(bounds: object, given: Sequence[Given], controls: Sequence[Cont
         raise ProblemError(
             f"bounds must be a pair (lower, upper), or one such pair or None for each of the {count} controls"
         )
-    result = []
-    for index, (pair, control) in enumerate(zip(pairs, controls, strict=True)):
-        lower, upper = pair if isinstance(pair, tuple) else (None, None)
-        low = _bound_values(lower, -np.inf, given[index], control, f"lower bound of control {index}")
-        high = _bound_values(upper, np.inf, given[index], control, f"upper bound of control {index}")
-        with collective_errors(comm):
-            if np.isnan(low).any() or np.isnan(high).any():
-                raise ProblemError(f"a bound of control {index} is NaN: use None where there is no bound")
-            if (low > high).any():
-                worst = int(np.argmax(low - high))
-                raise ProblemError(
-                    f"the lower bound of control {index} exceeds the upper one ({low[worst]:g} > "
-                    f"{high[worst]:g}): swap them"
-                )
-        result.append(Bounds(low, high))
-    return result
+    return [
+        _bounds_of(pair if isinstance(pair, tuple) else (None, None), given[index], control, f"control {index}", comm)
+        for index, (pair, control) in enumerate(zip(pairs, controls, strict=True))
+    ]
+
+
+def check_state_bounds(bounds: object, state: dolfinx.fem.Function, comm: MPI.Comm) -> Bounds | None:
+    """Return bounds by coordinates of the state, None if there are none."""
+    if bounds is None:
+        return None
+    if not (isinstance(bounds, tuple) and len(bounds) == 2):
+        raise ProblemError("state_bounds must be a pair (lower, upper), either of them None where there is no bound")
+    return _bounds_of(bounds, state, FieldControl(state), "the state", comm)
+
+
+def _bounds_of(pair: tuple[object, object], given: Given, coordinates: Control, name: str, comm: MPI.Comm) -> Bounds:
+    low = _bound_values(pair[0], -np.inf, given, coordinates, f"lower bound of {name}")
+    high = _bound_values(pair[1], np.inf, given, coordinates, f"upper bound of {name}")
+    with collective_errors(comm):
+        if np.isnan(low).any() or np.isnan(high).any():
+            raise ProblemError(f"a bound of {name} is NaN: use None where there is no bound")
+        if (low > high).any():
+            worst = int(np.argmax(low > high))
+            raise ProblemError(
+                f"the lower bound of {name} exceeds the upper one ({low[worst]:g} > {high[worst]:g}): swap them"
+            )
+    return Bounds(low, high)
 
 
 def _bound_values(bound: object, default: float, given: Given, control: Control, name: str) -> np.ndarray:
@@ -203,7 +214,7 @@ def _bound_values(bound: object, default: float, given: Given, control: Control,
     if isinstance(bound, dolfinx.fem.Function):
         if isinstance(given, dolfinx.fem.Constant) or bound.function_space.element != given.function_space.element:
             raise ProblemError(
-                f"the {name} is a function of another space than the control: interpolate it there first"
+                f"the {name} is a function of another space than what it bounds: interpolate it there first"
             )
         return forms.owned_values(bound).copy()
     try:

@@ -10,7 +10,7 @@ holds, and degrees of freedom of a control that act nowhere, are fixed: their ro
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -361,20 +361,28 @@ class KKTSystem:
 
     def norms(self, residual: PETSc.Vec) -> tuple[float, float, float]:
         """Return the Riesz norms of the state, control and adjoint part of a residual. Collective: yes."""
+        squares = [scale * product.dual_norm_squared(part) for _, scale, product, part in self._riesz_parts(residual)]
+        return math.sqrt(squares[0]), math.sqrt(sum(squares[2:])), math.sqrt(squares[1])
+
+    def representative(self, residual: PETSc.Vec, out: PETSc.Vec, rtol: float) -> None:
+        """Set the Riesz representative of a residual, to a relative tolerance in the energy norm. Collective: yes."""
+        for field, scale, product, part in self._riesz_parts(residual):
+            solution = part.duplicate()
+            product.solve(part, solution, rtol=rtol)
+            self.layout.write(out, field, scale * solution.array_r)
+            solution.destroy()
+
+    def _riesz_parts(self, residual: PETSc.Vec) -> Iterator[tuple[int, float, riesz.RieszMap, PETSc.Vec]]:
+        """Yield field, scale of the inverse, Riesz map and covector: of state, adjoint, and every control."""
         if self._state_riesz is None:
             raise RuntimeError("calibrate_norm() comes before norms()")
         w, a = self.observation_weight, self.regularisation_weight
-        parts = []
-        for field, scale in ((0, 1.0 / w), (self.adjoint_field, a)):
+        fields = [(0, 1.0 / w, self._state_riesz), (self.adjoint_field, a, self._state_riesz)]
+        fields += [(j, 1.0 / a, product) for j, product in enumerate(self._control_riesz, start=1)]
+        for field, scale, product in fields:
             work = forms.SubVectors(self.layout, field)
-            parts.append(scale * self._state_riesz.dual_norm_squared(work.load(residual)))
+            yield field, scale, product, work.load(residual)
             work.vector.destroy()
-        control = 0.0
-        for j, product in enumerate(self._control_riesz):
-            work = forms.SubVectors(self.layout, j + 1)
-            control += product.dual_norm_squared(work.load(residual)) / a
-            work.vector.destroy()
-        return math.sqrt(parts[0]), math.sqrt(control), math.sqrt(parts[1])
 
     def norm(self, residual: PETSc.Vec) -> float:
         """Return the Riesz norm of a residual. Collective: yes."""

@@ -23,7 +23,7 @@ from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import OptionError, SolveReport
 
 Bound = float | npt.NDArray[np.float64] | dolfinx.fem.Function | None
-"""A bound on a control: a number, an array for a real-valued control, a function of its space, or none."""
+"""A bound: a number, an array for a real-valued control, a function of the space of what it bounds, or none."""
 
 
 class ControlProblem:
@@ -48,6 +48,9 @@ class ControlProblem:
         Dirichlet conditions of the state.
     bounds
         (lower, upper) for one control, or one such pair or None per control.
+    state_bounds
+        (lower, upper) of the state's degrees of freedom, for `pdeopt.optimise.minimise`; the methods of `solve` and the
+        space of the controls know bounds on controls only.
     constraints
         The G_k, functionals that must vanish.
     control_inner_product
@@ -64,6 +67,9 @@ class ControlProblem:
         The functions y and p, set by `solve`.
     multipliers
         The l_k, shape (constraints,), set by `solve`.
+    bounds, state_bounds
+        Lower and upper bounds by coordinates that this rank owns, infinite where there is none: a list with an entry
+        per control, and one entry for the state or None.
 
     Raises
     ------
@@ -83,6 +89,7 @@ class ControlProblem:
         adjoint: dolfinx.fem.Function | None = None,
         bcs: Sequence[dolfinx.fem.DirichletBC] = (),
         bounds: tuple[Bound, Bound] | Sequence[tuple[Bound, Bound] | None] | None = None,
+        state_bounds: tuple[Bound, Bound] | None = None,
         constraints: Sequence[ufl.Form] = (),
         control_inner_product: ufl.Form | Sequence[ufl.Form | None] | None = None,
         entity_maps: Sequence[dolfinx.mesh.EntityMap] | None = None,
@@ -115,6 +122,7 @@ class ControlProblem:
         )
         checks.check_dependence(self._lagrangian)
         self.bounds = checks.check_bounds(bounds, controls, self.controls, self.comm)
+        self.state_bounds = checks.check_state_bounds(state_bounds, state, self.comm)
         self.system = KKTSystem(self._lagrangian, bcs, products)
 
     @property
@@ -157,11 +165,16 @@ class ControlProblem:
         ConvergenceError
             If the tolerance is not reached; nothing unconverged is returned as solved.
         OptionError
-            If the method or a PETSc option does not fit the problem.
+            If the method or a PETSc option does not fit the problem, or the state has bounds.
         """
         if method is not None and method not in (*solvers.METHODS, *tao.METHODS):
             known = ", ".join((*solvers.METHODS, *tao.METHODS))
             raise OptionError(f"method {method!r} is unknown: choose one of {known}")
+        if self.state_bounds is not None:
+            raise OptionError(
+                "no method of solve() keeps the state within state_bounds: use pdeopt.optimise.minimise, an interior "
+                "point method, or leave them out"
+            )
         if method in tao.METHODS:
             if self._lagrangian.constraints:
                 raise OptionError(

@@ -3,9 +3,10 @@
 With multipliers p the Lagrangian is L(x, p) = f(x) + p'c(x); G = c'(x) and H = L_xx. A control problem, TAO's callbacks
 and plain NumPy functions all offer this, and every direction comes from one kind of solver for
 
-    [[H + s M + D, G'], [G, -e W]] (dx, dp) = (r, t),
+    [[k H + s M + D, G'], [G, -e W]] (dx, dp) = (r, t),
 
-M and W the matrices of the inner products of x and p, s >= 0 the inertia correction, D >= 0 a diagonal (of a barrier).
+M and W the matrices of the inner products of x and p, s >= 0 the inertia correction, D >= 0 a diagonal (of a barrier);
+k = 1, or 0 for least-squares multipliers.
 """
 
 import dataclasses
@@ -81,10 +82,13 @@ class KKTSolver(Protocol):
     inertia_is_right
         Whether the matrix has as many positive eigenvalues as x has entries and as many negative ones as p has, that is
         whether H + s M + D is positive definite on the null space of G; None where no factorisation can tell.
+    singular
+        Whether a factorisation met null pivots.
     """
 
     name: str
     inertia_is_right: bool | None
+    singular: bool
 
     def solve(self, right: Pair, out: Pair, rtol: float, *, improve: bool = False) -> KKTResult:
         """Solve to a tolerance relative in the Riesz norm; with ``improve``, from what ``out`` holds. Collective: yes.
@@ -106,9 +110,12 @@ class Program(Protocol):
     ----------
     comm
         Communicator of the vectors.
+    quadratic
+        Whether f is quadratic and c linear: one accurate step solves it.
     """
 
     comm: MPI.Comm
+    quadratic: bool
 
     def create(self) -> Pair:
         """Return a pair of zero vectors. Collective: yes."""
@@ -147,7 +154,12 @@ class Program(Protocol):
         """Return the diagonal of M, shape of x: the weight of each coordinate in the metric. Collective: yes."""
 
     def kkt_solver(
-        self, shift: float = 0.0, dual_shift: float = 0.0, diagonal: PETSc.Vec | None = None, fixed: Mask | None = None
+        self,
+        shift: float = 0.0,
+        dual_shift: float = 0.0,
+        diagonal: PETSc.Vec | None = None,
+        fixed: Mask | None = None,
+        curvature: float = 1.0,
     ) -> KKTSolver:
         """Set up a solver for the KKT matrix at the present point; destroy it after use. Collective: yes.
 
@@ -159,6 +171,8 @@ class Program(Protocol):
             D, by coordinates of x.
         fixed
             Which owned coordinates of x do not move: their rows and columns are those of the identity.
+        curvature
+            k.
         """
 
     def destroy(self) -> None:

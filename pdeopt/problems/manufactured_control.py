@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 import dolfinx
 import numpy as np
+import numpy.typing as npt
 import ufl
 from ufl.core.expr import Expr
 
@@ -136,10 +137,15 @@ def sine_mode(mesh: Mesh, frequencies: Sequence[int]) -> Expr:
     return mode
 
 
-def zero_on_boundary(space: dolfinx.fem.FunctionSpace[np.float64]) -> dolfinx.fem.DirichletBC[np.float64]:
-    """Return the condition that a scalar function vanishes on the whole boundary. Collective: yes."""
+def boundary_dofs(space: dolfinx.fem.FunctionSpace[np.float64]) -> npt.NDArray[np.int32]:
+    """Return the degrees of freedom on the whole boundary that this rank sees. Collective: yes."""
     mesh = space.mesh
     facet_dimension = mesh.topology.dim - 1
     mesh.topology.create_connectivity(facet_dimension, mesh.topology.dim)
     facets = dolfinx.mesh.exterior_facet_indices(mesh.topology)
-    return dolfinx.fem.dirichletbc(0.0, dolfinx.fem.locate_dofs_topological(space, facet_dimension, facets), space)
+    return dolfinx.fem.locate_dofs_topological(space, facet_dimension, facets)
+
+
+def zero_on_boundary(space: dolfinx.fem.FunctionSpace[np.float64]) -> dolfinx.fem.DirichletBC[np.float64]:
+    """Return the condition that a scalar function vanishes on the whole boundary. Collective: yes."""
+    return dolfinx.fem.dirichletbc(0.0, boundary_dofs(space), space)

@@ -6,7 +6,7 @@ from petsc4py import PETSc
 
 import numpy as np
 
-from pdeopt.relaxation._options import read_settings
+from pdeopt.fem.settings import read_settings
 from pdeopt.relaxation.multicolour import SWEEPS, MulticolourSweep
 from pdeopt.report import InputError, OptionError
 

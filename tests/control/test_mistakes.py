@@ -105,6 +105,15 @@ MISTAKES = {
     ),
     "bounds are a number": (lambda p: {"bounds": 3.0}, "bounds must be a pair"),
     "bound of another space": (lambda p: {"bounds": (p.function(p.other), None)}, "interpolate it there first"),
+    "state bounds in the wrong order": (
+        lambda p: {"state_bounds": (p.function(value=1.0, rank=LAST), 0.5)},
+        r"lower bound of the state exceeds the upper one \(1 > 0.5\)",
+    ),
+    "state bounds are a number": (lambda p: {"state_bounds": 3.0}, "state_bounds must be a pair"),
+    "state bound of another space": (
+        lambda p: {"state_bounds": (None, p.function(p.other))},
+        "upper bound of the state is a function of another space",
+    ),
     "bound is a name": (lambda p: {"bounds": ("low", None)}, "give a number, an array or a function"),
     "constraint is a number": (lambda p: {"constraints": [2.0]}, "constraint 0 is a float"),
     "too many inner products": (

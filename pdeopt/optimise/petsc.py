@@ -1,0 +1,162 @@
+"""AdaSketch-Newton as a TAO type."""
+
+import dataclasses
+import time
+
+from petsc4py import PETSc
+
+from pdeopt.fem.settings import read_settings
+from pdeopt.optimise.matrix_kkt import DirectionSettings
+from pdeopt.optimise.newton import AdaSketchSettings, Tolerances
+from pdeopt.optimise.program import Program
+from pdeopt.optimise.run import Outcome, Runner
+from pdeopt.optimise.tao_program import TaoFunctions, tao_program
+from pdeopt.report import InputError, SolveReport
+
+_TOLERANCE, _ITERATIONS = 1e-8, 200
+
+
+@dataclasses.dataclass(frozen=True)
+class TaoSettings(AdaSketchSettings):
+    """The numbers of the method, and the solver of its KKT systems.
+
+    Parameters
+    ----------
+    solver
+        See `pdeopt.optimise.matrix_kkt.DirectionSettings`.
+    """
+
+    solver: str = "factorisation"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        DirectionSettings(self.solver)
+
+
+class AdaSketchNewton:
+    """Inexact Newton for min f(x), c(x) = 0, l <= x <= b, on the exact augmented Lagrangian in x and multipliers.
+
+    Switched on by ``-tao_type python -tao_python_type pdeopt.AdaSketchNewton``. The TAO needs objective, gradient,
+    Hessian, and, with constraints, ``setEqualityConstraints`` and ``setJacobianEquality``. The Hessian is that of
+    f(x) + p'c(x); its callback finds p as ``tao.getPythonContext().multipliers``. Reference: Hong, Na, Mahoney, Kolar,
+    ICML 2023, PMLR 202:13174-13198; what differs stands in `pdeopt.optimise.newton`.
+
+    Options, under the prefix of the TAO
+    ------------------------------------
+    ``-tao_adasketch_solver`` : factorisation (default), ksp, kaczmarz, gaussian, block, history or sgmres
+        Solver of the KKT systems; options of the KSP have the prefix ``tao_adasketch_kkt_``. The factorisation, by
+        MUMPS, knows the inertia; kaczmarz and gaussian are the published sketches, for small systems.
+    ``-tao_adasketch_constraint_penalty``, ``-tao_adasketch_gradient_penalty`` : 10, 1e-3
+        First penalties eta_1, eta_2 (published: 1, 0.1).
+    ``-tao_adasketch_accuracy`` : 0.1
+        First relative residual of the KKT solves.
+    ``-tao_adasketch_sharpen`` : 0.5
+        Exponent by which it follows the residual of the problem; 0 keeps it.
+    ``-tao_adasketch_growth`` : 1.5
+        nu: eta_1 grows by nu^2, eta_2 shrinks by nu, the accuracy by nu^4 when a direction does not descend.
+    ``-tao_adasketch_armijo`` : 1e-4
+        Share of the predicted decrease that a step must give.
+    ``-tao_adasketch_least_squares_multipliers`` : true
+        Start from the multipliers that fit best, where none are given.
+
+    ``-tao_gatol`` and ``-tao_catol`` (1e-8) bound the norms of the Lagrangian's gradient and of the constraints,
+    ``-tao_max_it`` (200) the steps.
+
+    Parameters
+    ----------
+    settings
+        The same from Python.
+    program
+        The program to solve in place of the TAO's callbacks, for instance a `pdeopt.optimise.ControlProgram`.
+
+    Attributes
+    ----------
+    multipliers
+        p, where the Hessian is wanted and at the end.
+    report
+        What the last solve did; its advice says why one did not converge.
+    """
+
+    def __init__(self, settings: TaoSettings | None = None, program: Program | None = None) -> None:
+        self.settings, self._program = settings or TaoSettings(), program
+        self.report: SolveReport | None = None
+        self._functions: TaoFunctions | None = None
+        self._multipliers: PETSc.Vec | None = None
+
+    @property
+    def multipliers(self) -> PETSc.Vec:
+        """Multipliers of the constraints."""
+        functions = self._functions
+        found = functions.multipliers if functions is not None and functions.multipliers is not None else None
+        found = found if found is not None else self._multipliers
+        if found is None:
+            raise InputError("there are no multipliers before the first solve")
+        return found
+
+    # --- what PETSc calls ---------------------------------------------------------------------------------------------
+
+    def setFromOptions(self, tao: PETSc.TAO) -> None:
+        """Read the options under the prefix of the TAO. Collective: no."""
+        self.settings = read_settings(self.settings, tao.getOptionsPrefix(), "tao_adasketch_")
+
+    def solve(self, tao: PETSc.TAO) -> None:
+        """Solve from the TAO's solution vector, and leave the result there. Collective: yes."""
+        started = time.perf_counter()
+        program = self._program
+        if program is None:
+            program, self._functions = tao_program(tao, DirectionSettings(self.settings.solver))
+        gradient, _, _ = tao.getTolerances()
+        constraint, _ = tao.getConstraintTolerances()
+        tolerances = Tolerances(gradient or _TOLERANCE, constraint or _TOLERANCE)
+
+        def observe(step: int, objective: float, gradient: float, constraints: float) -> int:
+            tao.monitor(its=step, f=objective, res=gradient, cnorm=constraints)
+            return int(tao.getConvergedReason())  # a monitor of the user's may stop it
+
+        limit = tao.getMaximumIterations() or _ITERATIONS
+        outcome = Runner(program, self.settings, tolerances, limit, observe).run()
+        if outcome.point is not None:
+            self._multipliers = outcome.point.dual
+            if self._program is None:
+                outcome.point.primal.copy(tao.getSolution())
+        tao.setConvergedReason(outcome.reason)
+        self.report = _report(outcome, time.perf_counter() - started)
+
+    def view(self, tao: PETSc.TAO, viewer: PETSc.Viewer) -> None:
+        """Print the settings, and the report of the last solve. Collective: yes."""
+        lines = [f"{field.name}: {getattr(self.settings, field.name)}" for field in dataclasses.fields(self.settings)]
+        if self.report is not None:
+            lines += str(self.report).splitlines()
+        for line in ["AdaSketch-Newton", *(f"  {line}" for line in lines)]:
+            viewer.printfASCII(line + "\n")
+
+
+def _report(outcome: Outcome, seconds: float) -> SolveReport:
+    """Return the report of a run."""
+    counters = outcome.counters
+    quantities: dict[str, float | int | str] = {
+        "objective": outcome.objective,
+        "gradient of the Lagrangian": outcome.gradient,
+        "constraints": outcome.constraints,
+    }
+    if outcome.complementarity:
+        quantities["complementarity"] = outcome.complementarity
+    quantities |= {
+        "evaluations": counters.evaluations,
+        "KKT matrices": counters.setups,
+        "inertia corrections": counters.corrections,
+        "full steps": counters.unit_steps,
+    }
+    if outcome.penalties:
+        quantities["penalties"] = outcome.penalties
+    return SolveReport(
+        method=outcome.method,
+        converged=outcome.reason > 0,
+        reason=outcome.reason,
+        iterations=max(len(outcome.history) - 1, 0),
+        linear_iterations=counters.inner_iterations,
+        residuals=tuple(outcome.history),
+        seconds={"total": seconds},
+        quantities=quantities,
+        advice=outcome.advice,
+    )
