@@ -79,7 +79,8 @@ def test_eigenpairs_are_those_of_the_dense_pencil():
     assert moments == pytest.approx(MOMENTS, rel=1e-10)
     rough = randomised_eigenpairs(setting.action, setting.metric, setting.sample(3), 2)
     assert rough.values == pytest.approx(ROUGH, rel=1e-7)
-    assert setting.functional.solves == 2 + 4 * (10 + 3) + 2 * setting.control.getSize()
+    spent = setting.functional.solves - 2 - 2 * setting.control.getSize()
+    assert 2 * (10 + 6 + 3 + 3) <= spent <= 4 * (10 + 3)  # what the sample finds twice is left out
 
 
 @pytest.mark.parallel([1, 2])
@@ -125,7 +126,7 @@ def krylov_iterations(setting, preconditioner, rtol=1e-8):
     return ksp.getIterationNumber()
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2])
 def test_iterations_fall_as_the_eigenvalues_say():
     """CG needs at most sqrt(k) log(2 sqrt(k) / tol) / 2 iterations, k = 1 + the largest eigenvalue that is left."""
     setting = Setting(None, cells=12)
