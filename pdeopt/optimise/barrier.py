@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pdeopt.optimise.program import Program
 
 Array = npt.NDArray[np.float64]
+Targets = tuple[Array | float, Array | float]  # of slack z at lower and upper bounds
 _PUSH = 1e-2  # share of the distance between bounds, or of the bound's size, that the first point keeps
 _SPREAD = 1e10  # by which a multiplier may differ from mu over the slack (Waechter and Biegler, eq. 16)
 
@@ -99,10 +100,10 @@ class Bounds:
         local = float(-self.weights @ (np.log(slacks[0]) + np.log(slacks[1]))) if inside else np.inf
         return self.sum(local)
 
-    def gradient(self, x: Array) -> Array:
-        """Return the barrier's gradient over mu, a covector."""
+    def gradient(self, x: Array, targets: Targets = (1.0, 1.0)) -> Array:
+        """Return the gradient, a covector, of the barrier over mu, or of one with parameters for every bound."""
         low, high = self.slacks(x)
-        return self.weights * (self.has_upper / high - self.has_lower / low)
+        return self.weights * (self.has_upper * targets[1] / high - self.has_lower * targets[0] / low)
 
     def covector(self, multipliers: BoundMultipliers) -> Array:
         """Return what the bounds add to the gradient of the Lagrangian: w (z_upper - z_lower)."""
@@ -120,12 +121,12 @@ class Bounds:
         low, high = self.slacks(x)
         return self.weights * (multipliers.lower / low + multipliers.upper / high)
 
-    def step(self, x: Array, multipliers: BoundMultipliers, direction: Array, barrier: float) -> BoundMultipliers:
-        """Return Newton's step of the multipliers for a step of x."""
+    def step(self, x: Array, multipliers: BoundMultipliers, direction: Array, targets: Targets) -> BoundMultipliers:
+        """Return Newton's step of the multipliers for a step of x, towards slack z = targets."""
         low, high = self.slacks(x)
         return BoundMultipliers(
-            self.has_lower * (barrier / low - multipliers.lower - multipliers.lower / low * direction),
-            self.has_upper * (barrier / high - multipliers.upper + multipliers.upper / high * direction),
+            self.has_lower * (targets[0] / low - multipliers.lower - multipliers.lower / low * direction),
+            self.has_upper * (targets[1] / high - multipliers.upper + multipliers.upper / high * direction),
         )
 
     def longest(self, x: Array, direction: Array, fraction: float) -> float:

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pdeopt.optimise.barrier import BoundMultipliers, Bounds
+from pdeopt.optimise.barrier import BoundMultipliers, Bounds, Targets
 from pdeopt.optimise.filter import Filter, Measures
 from pdeopt.optimise.interior_state import Norms, State
 from pdeopt.optimise.newton import Tolerances
@@ -30,6 +30,8 @@ Array = npt.NDArray[np.float64]
 _DUAL_SHIFT = 1e-8  # times mu^(1/4): where gradients of the constraints are linearly dependent
 _SUBPROBLEM = 10.0  # a barrier problem is solved to this times mu
 _PROGRESS = 0.9999
+_BALANCE = 1e-2
+_CORRECTED = 0.1  # length of the predicted step from which its second-order terms are worth correcting
 _MEMORY = 4
 _LARGEST_MULTIPLIER = 1e3
 _UNBOUNDED = -1e20
@@ -279,15 +281,13 @@ class InteriorPoint:
 
     # Directions ------------------------------------------------------------------------------------------------------
 
-    def _right(self, barrier: float, correction: Array | None = None) -> Pair:
-        """Return the right-hand side for a barrier parameter."""
+    def _right(self, targets: Targets) -> Pair:
+        """Return the right-hand side for targets of slack z."""
         bounds, state = self.bounds, self._state
         right = state.residual.copy()
         right.primal.scale(-1.0)
         right.dual.scale(-1.0)
-        right.primal.array[:] -= barrier * bounds.gradient(state.x)
-        if correction is not None:
-            right.primal.array[:] += correction
+        right.primal.array[:] -= bounds.gradient(state.x, targets)
         right.primal.array[bounds.fixed] = 0.0
         return right
 
@@ -315,10 +315,10 @@ class InteriorPoint:
     def _free_step(self) -> float | None:
         """Take a predictor-corrector step if it reduces the optimality residual; None if not."""
         bounds, state, program = self.bounds, self._state, self.program
-        right, direction = self._right(0.0), program.create()
+        right, direction = self._right((0.0, 0.0)), program.create()
         kkt, shift = self._factorise(right, direction, 0.0)
         affine = np.array(direction.primal.array_r)
-        change = bounds.step(state.x, state.multipliers, affine, 0.0)
+        change = bounds.step(state.x, state.multipliers, affine, (0.0, 0.0))
         mean, _ = bounds.products(state.x, state.multipliers)
         length, dual_length = (
             bounds.longest(state.x, affine, 1.0),
@@ -329,14 +329,24 @@ class InteriorPoint:
         )
         predicted, _ = bounds.products(state.x + length * affine, reached)
         least = self._least_barrier()
-        self.barrier = min(max((max(predicted, 0.0) / mean) ** 3 * mean if mean > 0.0 else least, least), 1e5)
+        # Products that fall far ahead of the other residuals leave the point at the boundary, away from the solution.
+        floor = _BALANCE * min(max(state.norms.dual_infeasibility, state.norms.feasibility), mean)
+        target = (max(predicted, 0.0) / mean) ** 3 * mean if mean > 0.0 else least
+        self.barrier = min(max(target, floor, least), 1e5)
         right.destroy()
-        right = self._right(self.barrier)
+        targets: Targets = (self.barrier, self.barrier)
+        if min(length, dual_length) > _CORRECTED:  # what the prediction leaves of the products, to second order
+            limit = 10.0 * max(mean, self.barrier)
+            targets = (
+                np.clip(self.barrier - affine * change.lower, -limit, limit),
+                np.clip(self.barrier + affine * change.upper, -limit, limit),
+            )
+        right = self._right(targets)
         kkt.solve(right, direction, self._accuracy)
         kkt.destroy()
         right.destroy()
         primal = np.array(direction.primal.array_r)
-        change = bounds.step(state.x, state.multipliers, primal, self.barrier)
+        change = bounds.step(state.x, state.multipliers, primal, targets)
         length = bounds.longest(state.x, primal, self._fraction())
         dual_length = bounds.longest_dual(state.multipliers, change, self._fraction())
         trial = self._trial(direction, change, length, dual_length)
@@ -383,7 +393,7 @@ class InteriorPoint:
         """Take a step that the filter accepts, or restore feasibility."""
         least_shift = 0.0
         for _ in range(3):
-            right, direction = self._right(self.barrier), self.program.create()
+            right, direction = self._right((self.barrier, self.barrier)), self.program.create()
             kkt, shift = self._factorise(right, direction, least_shift)
             try:
                 found = self._search(kkt, right, direction)
@@ -417,7 +427,7 @@ class InteriorPoint:
         bounds, state = self.bounds, self._state
         primal = np.array(direction.primal.array_r)
         slope, here = self._slope(direction), state.measures(self.barrier)
-        change = bounds.step(state.x, state.multipliers, primal, self.barrier)
+        change = bounds.step(state.x, state.multipliers, primal, (self.barrier, self.barrier))
         longest = length = bounds.longest(state.x, primal, self._fraction())
         dual_length = bounds.longest_dual(state.multipliers, change, self._fraction())
         shortest = self._filter.shortest(here, slope)
@@ -462,7 +472,7 @@ class InteriorPoint:
             primal = np.array(direction.primal.array_r)
             if not np.isfinite(bounds.sum(float(primal @ primal))):
                 break
-            change = bounds.step(state.x, state.multipliers, primal, self.barrier)
+            change = bounds.step(state.x, state.multipliers, primal, (self.barrier, self.barrier))
             own_length = bounds.longest(state.x, primal, self._fraction())
             dual_length = bounds.longest_dual(state.multipliers, change, self._fraction())
             candidate = self._trial(direction, change, own_length, dual_length)

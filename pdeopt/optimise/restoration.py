@@ -89,7 +89,7 @@ def restore(
             if shift > 1e12 * max(1.0, first):
                 raise Failure("no step reduces the constraints: look for NaN near the point, or start elsewhere", -6)
             continue
-        change = bounds.step(x, multipliers, new_x - x, barrier)
+        change = bounds.step(x, multipliers, new_x - x, (barrier, barrier))
         dual_length = bounds.longest_dual(multipliers, change, _FRACTION)
         multipliers = bounds.move(new_x, multipliers, change, dual_length, barrier)
         point.destroy()

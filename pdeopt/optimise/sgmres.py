@@ -24,7 +24,10 @@ class SketchedGMRES(Sketch):
     condition of S K Z passes a limit, or the basis is full, the method starts anew at the point that it reached. There
     is one reduction over the ranks in each iteration.
 
-    It pays where GMRES needs some hundred vectors, and loses where it needs thirty.
+    It pays where GMRES needs some hundred vectors. On convection-diffusion with 66,000 unknowns and 350 to 480
+    iterations it took a tenth to a sixth of full GMRES's seconds, as many as GMRES(30), and twice those of BiCGStab
+    where that converged. Where the basis degenerates it starts anew, and may need twice the iterations of full GMRES:
+    scale the equations (Jacobi at least), or raise the truncation.
 
     Parameters
     ----------
