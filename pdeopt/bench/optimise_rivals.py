@@ -1,7 +1,7 @@
 """Optimisers in the space of the controls, counted alike: linear solves with the state operator or its transpose.
 
-Both start at the problem's present control with the state solved for it, and stop when the norm of the reduced gradient,
-dual to the controls' inner product, has fallen to ``rtol`` of what it was there.
+Both start at the problem's present control with the state solved for it, and stop when the norm of the reduced
+gradient, dual to the controls' inner product, has fallen to ``rtol`` of what it was there.
 """
 
 import dataclasses

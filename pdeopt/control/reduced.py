@@ -221,9 +221,9 @@ class ReducedFunctional:
         self.hessian_actions += 1
 
     def hessian(self, control: PETSc.Vec) -> ReducedHessian:
-        """Return the Hessian at a control, owned by this object and alive until it is asked about another. Collective: yes.
+        """Return the Hessian at a control, owned by this object and alive until it is asked about another control.
 
-        Degrees of freedom of a control that act nowhere are not taken out of it, as `hessian_action` does.
+        Unlike `hessian_action` it has ones on the diagonal of controls that act nowhere. Collective: yes.
         """
         self._solve_adjoint(control)
         if self._hessian is None:

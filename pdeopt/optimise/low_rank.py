@@ -228,11 +228,9 @@ class LowRankPreconditioner:
     def apply(self, pc: PETSc.PC | None, covector: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply the approximate inverse. Collective: yes."""
         self._metric.solve_vector(covector, out)
-        values = self.pairs.values
-        weights = np.where(
-            1.0 + values >= _SMALLEST, values / np.where(1.0 + values >= _SMALLEST, 1.0 + values, 1.0), 0.0
-        )
         if self.rank:
+            values = self.pairs.values
+            weights = np.where(1.0 + values >= _SMALLEST, values / np.maximum(1.0 + values, _SMALLEST), 0.0)
             out.array[:] -= self.pairs.vectors @ (weights * self._metric.product(self.pairs.vectors, covector.array_r))
 
     def rotate(self, action: Action) -> None:
@@ -241,9 +239,9 @@ class LowRankPreconditioner:
             self.pairs = rayleigh_ritz(self._metric, self.pairs.vectors, self._metric.each(action, self.pairs.vectors))
 
     def enrich(self, directions: Sequence[Array], images: Sequence[Array], rank: int) -> None:
-        """Add the Ritz vectors of directions whose images under the present H are known, for instance from CG; no action.
+        """Add the Ritz vectors of directions whose images under the present H are known, for instance from CG.
 
-        The old vectors are taken as eigenvectors still: call `rotate` first if H has changed much.
+        That takes no action. The old vectors are taken as eigenvectors still: `rotate` first if H has changed much.
 
         Parameters
         ----------

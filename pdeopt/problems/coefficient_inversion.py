@@ -5,7 +5,6 @@ import math
 from mpi4py import MPI
 from petsc4py import PETSc
 
-import dolfinx
 import numpy as np
 import numpy.typing as npt
 import ufl
@@ -35,9 +34,9 @@ class CoefficientInversion:
     independent normal noise of standard deviation ``noise`` times the largest value. All quantities are dimensionless.
 
     Seen everywhere, with the default mesh, degree and epsilon = 0, this is the model problem of Villa and Petra's
-    course (uvilla/inverse17, ``Poisson_INCG``), where an inexact Newton-CG method that stops at a gradient of 1e-8 needs
-    8 iterations and 44 of CG, and reports an objective of 1.81528e-7; its noise is not seeded, so the last digits of
-    another draw differ. A sensor reads the state at the centroid of the cell that its place lies in.
+    course (uvilla/inverse17, ``Poisson_INCG``), where an inexact Newton-CG method that stops at a gradient of 1e-8
+    needs 8 iterations and 44 of CG, and reports an objective of 1.81528e-7; its noise is not seeded, so that other
+    draws differ by 1 %. A sensor reads the state at the centroid of the cell that its place lies in.
 
     Parameters
     ----------
@@ -155,7 +154,7 @@ class CoefficientInversion:
         return exact
 
     def _noisy_state(self, exact: fem.Function, bcs: list[fem.DirichletBC]) -> fem.Function:
-        """Return the state with independent noise at every node, by the node's place and so alike on all rank counts."""
+        """Return the state with noise that belongs to the place of a node, so alike on every number of ranks."""
         space = exact.function_space
         owned = forms.owned_size(space)
         largest = self._mesh.comm.allreduce(float(np.abs(exact.x.array[:owned]).max(initial=0.0)), op=MPI.MAX)

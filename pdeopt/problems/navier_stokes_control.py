@@ -32,8 +32,8 @@ class NavierStokesControl(ManufacturedControl):
 
         d = y* - nu laplace z* + (grad y*)' z* - (y* . grad) z*.
 
-    All speeds are at most about 1, so Re is the Reynolds number of the flow. The second derivative of convection adds to
-    the Hessian by the state a term of the size of z*, so for small alpha the stationary point is a strict local
+    All speeds are at most about 1, so Re is the Reynolds number of the flow. The second derivative of convection adds
+    to the Hessian by the state a term of the size of z*, so for small alpha the stationary point is a strict local
     minimum. The pressures are fixed by their value at the origin. All quantities are dimensionless.
 
     Parameters
