@@ -1,8 +1,8 @@
 """Bounds of a program, their multipliers, and the logarithmic barrier weighted by the metric.
 
-The barrier is mu * sum_i w_i (-log(x_i - l_i) - log(b_i - x_i)), w the weights of the coordinates: a sum that is close to
-an integral, so that mu means the same on every mesh. A multiplier z_i is a value, not a covector (which is w_i z_i), and
-on the central path (x_i - l_i) z_i = mu.
+The barrier is mu * sum_i w_i (-log(x_i - l_i) - log(b_i - x_i)), w the weights of the coordinates: close to an
+integral, so that mu means the same on every mesh. A multiplier z_i is a value, not a covector (which is w_i z_i), and on
+the central path (x_i - l_i) z_i = mu.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ class Bounds:
         """Return the barrier over mu; infinite outside. Collective: yes."""
         slacks = self.slacks(x)
         inside = min(slack.min(initial=1.0) for slack in slacks) > 0.0
-        local = -sum(self.weights @ np.log(slack) for slack in slacks) if inside else np.inf
+        local = float(-self.weights @ (np.log(slacks[0]) + np.log(slacks[1]))) if inside else np.inf
         return self.sum(local)
 
     def gradient(self, x: Array) -> Array:
@@ -168,14 +168,14 @@ class Bounds:
         for mask, slack, values in zip(
             (self.has_lower, self.has_upper), self.slacks(x), (multipliers.lower, multipliers.upper), strict=True
         ):
-            square += float(self.weights @ (mask * (slack * values - barrier) ** 2))
+            square += float(self.weights[mask] @ (slack[mask] * values[mask] - barrier) ** 2)
         return self.sum(square) ** 0.5
 
     def products(self, x: Array, multipliers: BoundMultipliers) -> tuple[float, float]:
         """Return the weighted mean and the minimum of slack z. Collective: yes."""
         low, high = self.slacks(x)
         products = (low * multipliers.lower, high * multipliers.upper)
-        total = self.sum(sum(float(self.weights @ product) for product in products))
+        total = self.sum(float(self.weights @ products[0] + self.weights @ products[1]))
         smallest = min(
             product[mask].min(initial=np.inf)
             for product, mask in zip(products, (self.has_lower, self.has_upper), strict=True)

@@ -7,20 +7,20 @@ Every step solves the program's KKT system with the barrier's Hessian w z / slac
 keeps a share of every slack and multiplier, and is shortened until the filter takes it, with second-order corrections
 (Waechter and Biegler, Math. Program. 106 (2006) 25-57). The barrier is weighted by the metric and all norms are Riesz
 norms, so that iterations do not grow with the mesh (Weiser, Gaenzler, Schiela, Comput. Optim. Appl. 41 (2008) 127-145).
-The barrier parameter follows Mehrotra's prediction while full steps reduce the optimality residual, and falls monotonically,
-with the filter, while they do not (Nocedal, Waechter, Waltz, SIAM J. Optim. 19 (2009) 1674-1693).
+The barrier parameter follows Mehrotra's prediction while full steps reduce the optimality residual, and falls
+monotonically, with the filter, while they do not (Nocedal, Waechter, Waltz, SIAM J. Optim. 19 (2009) 1674-1693).
 """
 
 import dataclasses
 import math
-
-from petsc4py import PETSc
 
 import numpy as np
 import numpy.typing as npt
 
 from pdeopt.optimise.barrier import BoundMultipliers, Bounds
 from pdeopt.optimise.filter import Filter, Measures
+from pdeopt.optimise.interior_state import Norms, State
+from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import KKTSolver, Pair, Program
 from pdeopt.optimise.regularisation import FIRST_SHIFT, Counters, Failure, InertiaCorrection
 from pdeopt.optimise.restoration import restore
@@ -42,8 +42,6 @@ class InteriorPointSettings:
 
     Parameters
     ----------
-    tolerance
-        For each of the three norms, absolute: the barrier parameter stops falling below a tenth of it.
     barrier
         First mu where it falls monotonically; relative to the first gradient's norm where that is above 100.
     adaptive
@@ -61,7 +59,6 @@ class InteriorPointSettings:
         If a number is out of its range.
     """
 
-    tolerance: float = 1e-8
     barrier: float = 0.1
     adaptive: bool = True
     linear_decrease: float = 0.2
@@ -70,64 +67,13 @@ class InteriorPointSettings:
     accuracy: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("tolerance", "barrier"):
-            if not getattr(self, name) > 0.0:
-                raise InputError(f"{name} is {getattr(self, name):g}: it must be positive")
+        if not self.barrier > 0.0:
+            raise InputError(f"barrier is {self.barrier:g}: it must be positive")
         for name in ("linear_decrease", "boundary", "accuracy"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise InputError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
         if not 1.0 < self.superlinear_decrease < 2.0:
             raise InputError(f"superlinear_decrease is {self.superlinear_decrease:g}: it must lie between 1 and 2")
-
-
-@dataclasses.dataclass(frozen=True)
-class Norms:
-    """Riesz norms of L_x + w (z_upper - z_lower) and of c, and the weighted norm of slack z."""
-
-    dual_infeasibility: float
-    feasibility: float
-    complementarity: float
-
-    @property
-    def largest(self) -> float:
-        """The largest of the three."""
-        return max(self.dual_infeasibility, self.feasibility, self.complementarity)
-
-
-class State:
-    """A point with its bound multipliers and everything evaluated there. The program stands at it when it is made."""
-
-    def __init__(self, program: Program, bounds: Bounds, point: Pair, multipliers: BoundMultipliers) -> None:
-        program.move(point)
-        self.point, self.multipliers = point, multipliers
-        self.objective = program.objective()
-        self.residual = program.create()
-        program.residual(self.residual)
-        covector, representative = self.residual.copy(), program.create()
-        covector.primal.array[:] += bounds.covector(multipliers)
-        covector.primal.array[bounds.fixed] = 0.0
-        program.riesz(covector, representative)
-        squares = [float(getattr(covector, part).dot(getattr(representative, part))) for part in ("primal", "dual")]
-        gradient, infeasibility = (math.sqrt(max(square, 0.0)) if square == square else square for square in squares)
-        covector.destroy()
-        representative.destroy()
-        self.x = np.array(point.primal.array_r)
-        self.norms = Norms(gradient, infeasibility, bounds.complementarity(self.x, multipliers))
-        self._barrier_value = bounds.value(self.x)
-
-    @property
-    def finite(self) -> bool:
-        """Whether objective and norms are finite."""
-        return math.isfinite(self.objective) and all(math.isfinite(value) for value in dataclasses.astuple(self.norms))
-
-    def measures(self, barrier: float) -> Measures:
-        """Return what the filter compares."""
-        return Measures(self.norms.feasibility, self.objective + barrier * self._barrier_value)
-
-    def destroy(self) -> None:
-        """Free the vectors. Collective: yes."""
-        self.residual.destroy()
-        self.point.destroy()
 
 
 class InteriorPoint:
@@ -167,6 +113,7 @@ class InteriorPoint:
     ) -> None:
         self.program, self.settings = program, settings or InteriorPointSettings()
         self.counters = Counters()
+        self._aim, self._accuracy = Tolerances().gradient, self.settings.accuracy
         self.bounds = Bounds(program)
         self._inertia = InertiaCorrection(program, self.counters)
         point = program.create()
@@ -191,12 +138,12 @@ class InteriorPoint:
 
     @property
     def point(self) -> Pair:
-        """x and p."""
+        """The point (x, p)."""
         return self._state.point
 
     @property
     def bound_multipliers(self) -> BoundMultipliers:
-        """z."""
+        """Values z at the bounds."""
         return self._state.multipliers
 
     @property
@@ -206,7 +153,7 @@ class InteriorPoint:
 
     @property
     def objective(self) -> float:
-        """f(x)."""
+        """The objective f(x)."""
         return self._state.objective
 
     @property
@@ -215,25 +162,30 @@ class InteriorPoint:
         return self._inertia.kkt_name
 
     @property
-    def solved(self) -> bool:
-        """Whether all norms are at most the tolerance."""
-        return self.norms.largest <= self.settings.tolerance
+    def gradient_norm(self) -> float:
+        """The larger one of dual infeasibility and complementarity."""
+        return max(self.norms.dual_infeasibility, self.norms.complementarity)
 
-    def solve(self, limit: int = 200) -> int:
-        """Step until the tolerance is met, and return the number of steps. Collective: yes.
+    @property
+    def constraint_norm(self) -> float:
+        """Norm of the constraints."""
+        return self.norms.feasibility
+
+    def solve(self, tolerances: Tolerances | None = None, limit: int = 200) -> int:
+        """Step until the tolerances are met, and return the number of steps. Collective: yes.
 
         Raises
         ------
         Failure
             If no step can be found, or the limit is reached.
         """
-        for count in range(limit):
-            if self.solved:
+        tolerances = tolerances or Tolerances()
+        for count in range(limit + 1):
+            if tolerances.met(self.gradient_norm, self.constraint_norm):
                 return count
-            self.step()
-        if not self.solved:
-            raise Failure(f"{limit} steps left an optimality residual of {self.norms.largest:.1e}: allow more", -2)
-        return limit
+            if count < limit:
+                self.step(tolerances)
+        raise Failure(f"{limit} steps left an optimality residual of {self.norms.largest:.1e}: allow more", -2)
 
     def destroy(self) -> None:
         """Free the vectors. Collective: yes."""
@@ -241,14 +193,24 @@ class InteriorPoint:
 
     # One step --------------------------------------------------------------------------------------------------------
 
-    def step(self) -> float:
+    def step(self, tolerances: Tolerances | None = None, forcing: float = 0.0) -> float:
         """Take one step and return its length, 0 for one that restored feasibility. Collective: yes.
+
+        Parameters
+        ----------
+        tolerances
+            What is aimed at: mu does not fall below a tenth of it.
+        forcing
+            Relative accuracy below which no solve needs to go.
 
         Raises
         ------
         Failure
             If no step can be found; the message says what that means for the problem.
         """
+        tolerances = tolerances or Tolerances()
+        self._aim = min(tolerances.gradient, tolerances.constraint)
+        self._accuracy = max(self.settings.accuracy, forcing)
         length = self._free_step() if self._free else None
         if length is None:
             self._lower_barrier()
@@ -263,7 +225,7 @@ class InteriorPoint:
         return State(self.program, self.bounds, point, multipliers)
 
     def _least_barrier(self) -> float:
-        return 0.1 * self.settings.tolerance / max(1.0, self.bounds.measure**0.5)
+        return 0.1 * self._aim / max(1.0, self.bounds.measure**0.5)
 
     def _fraction(self) -> float:
         return max(self.settings.boundary, 1.0 - self.barrier)
@@ -338,7 +300,7 @@ class InteriorPoint:
         shift, dual_shift = least_shift, _DUAL_SHIFT * self.barrier**0.25
         while True:
             kkt, result = self._inertia.solve(
-                right, out, self.settings.accuracy, shift, dual_shift if least_shift > 0.0 else 0.0, dual_shift,
+                right, out, self._accuracy, shift, dual_shift if least_shift > 0.0 else 0.0, dual_shift,
                 diagonal, fixed,
             )  # fmt: skip
             if kkt is not None and result is not None and not result.negative_curvature:
@@ -370,7 +332,7 @@ class InteriorPoint:
         self.barrier = min(max((max(predicted, 0.0) / mean) ** 3 * mean if mean > 0.0 else least, least), 1e5)
         right.destroy()
         right = self._right(self.barrier)
-        kkt.solve(right, direction, self.settings.accuracy)
+        kkt.solve(right, direction, self._accuracy)
         kkt.destroy()
         right.destroy()
         primal = np.array(direction.primal.array_r)
@@ -434,27 +396,27 @@ class InteriorPoint:
                 self._take(found[0])
                 return found[1]
             self.program.move(self._state.point)
-            if self.norms.feasibility > 0.1 * self.settings.tolerance:
+            if self.norms.feasibility > 0.1 * self._aim:
                 self._restore()
                 return 0.0
             least_shift = max(100.0 * FIRST_SHIFT, 10.0 * shift)
-        raise Failure(
-            "no step along the direction reduces the barrier function: check derivatives, or start nearer", -6
-        )
+        raise Failure("no step reduces the barrier function: check derivatives, or start nearer", -6)
 
-    def _slope(self, direction: Array) -> float:
+    def _slope(self, direction: Pair) -> float:
         """Return the derivative of the barrier function along a direction; the program stands at the point."""
-        gradient = self._state.point.primal.duplicate()
-        self.program.objective_gradient(gradient)
-        total = float((gradient.array_r + self.barrier * self.bounds.gradient(self._state.x)) @ direction)
-        gradient.destroy()
-        return self.bounds.sum(total)
+        state, product = self._state, self._state.point.dual.duplicate()
+        self.program.jacobian_mult(direction.primal, product)
+        constraints = float(state.point.dual.dot(product)) if product.getSize() else 0.0
+        product.destroy()
+        barrier = self.barrier * self.bounds.gradient(state.x)
+        total = self.bounds.sum(float((state.residual.primal.array_r + barrier) @ direction.primal.array_r))
+        return total - constraints
 
     def _search(self, kkt: KKTSolver, right: Pair, direction: Pair) -> tuple[State, float] | None:
         """Return the state and the length of the first step that is accepted; None if there is none."""
         bounds, state = self.bounds, self._state
         primal = np.array(direction.primal.array_r)
-        slope, here = self._slope(primal), state.measures(self.barrier)
+        slope, here = self._slope(direction), state.measures(self.barrier)
         change = bounds.step(state.x, state.multipliers, primal, self.barrier)
         longest = length = bounds.longest(state.x, primal, self._fraction())
         dual_length = bounds.longest_dual(state.multipliers, change, self._fraction())
@@ -487,7 +449,7 @@ class InteriorPoint:
     def _correct(
         self, kkt: KKTSolver, right: Pair, trial: State, here: Measures, slope: float, length: float
     ) -> State | None:
-        """Return a state after second-order corrections: Newton's step with the constraints of the trial point added."""
+        """Return a state after second-order corrections: the constraints of the trial point added to Newton's."""
         bounds, state, program = self.bounds, self._state, self.program
         corrected_right, direction = right.copy(), program.create()
         corrected_right.dual.scale(length)
@@ -496,7 +458,7 @@ class InteriorPoint:
         for _ in range(4):
             self.counters.second_order_corrections += 1
             program.move(state.point)
-            kkt.solve(corrected_right, direction, self.settings.accuracy)
+            kkt.solve(corrected_right, direction, self._accuracy)
             primal = np.array(direction.primal.array_r)
             if not np.isfinite(bounds.sum(float(primal @ primal))):
                 break

@@ -40,9 +40,9 @@ class SketchSettings:
     block_size: int = 32
     distribution: str = "rows"
     truncation: int = 8
-    restart: int = 300
+    restart: int = 500
     rows: int = 0
-    nonzeros: int = 8
+    nonzeros: int = 4
     condition: float = 1e12
 
     def __post_init__(self) -> None:
@@ -104,11 +104,11 @@ class SketchedKSP:
         Those of type block: rows side by side, Gaussian combinations, or sparse ones with signs.
     ``-ksp_sketch_truncation`` : 8
         Former vectors to which sketched GMRES makes a new one orthogonal.
-    ``-ksp_sketch_restart`` : 300
+    ``-ksp_sketch_restart`` : 500
         Largest number of basis vectors, which are held in memory.
     ``-ksp_sketch_rows`` : 0
         Rows of its sketch; 0 means 2 (restart + 1).
-    ``-ksp_sketch_nonzeros`` : 8
+    ``-ksp_sketch_nonzeros`` : 4
         In each column of a sparse sketch.
     ``-ksp_sketch_condition`` : 1e12
         Sketched GMRES starts anew where the estimated condition number of its sketched basis passes this.

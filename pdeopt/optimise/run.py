@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from pdeopt.optimise.interior import InteriorPoint, InteriorPointSettings
-from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Failure, Tolerances
+from pdeopt.optimise.interior import InteriorPoint
+from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances
 from pdeopt.optimise.program import Pair, Program
-from pdeopt.optimise.regularisation import Counters
+from pdeopt.optimise.regularisation import Counters, Failure
 from pdeopt.report import TAO_ADVICE
 
 _CONVERGED, _MAXIMUM_REACHED, _LINE_SEARCH, _USER = 3, -2, -6, -8
@@ -151,16 +151,21 @@ class Runner:
 
     def _interior(self) -> None:
         outcome = self.outcome
-        tolerance = min(self._tolerances.gradient, self._tolerances.constraint)
-        iteration = InteriorPoint(self._program, InteriorPointSettings(tolerance=tolerance))
+        tolerances = self._tolerances
+        if outcome.point is not None:  # multipliers that led nowhere are not kept
+            outcome.point.dual.set(0.0)
+            self._program.move(outcome.point)
+        iteration = InteriorPoint(self._program)
         kept = outcome.history.pop() if outcome.history else None  # the same point, seen by another method
         name = "interior point method" if kept is None else f"{outcome.method}; then the interior point method"
         try:
             while not self._record(iteration, *dataclasses.astuple(iteration.norms)):
-                if iteration.solved:
+                norms = iteration.norms
+                met = tolerances.met(norms.dual_infeasibility, norms.feasibility)
+                if met and norms.complementarity <= tolerances.gradient:
                     outcome.reason, outcome.advice = _CONVERGED, ""
                     return
-                iteration.step()
+                iteration.step(tolerances)
         finally:
             _add(outcome.counters, iteration.counters)
             outcome.method = f"{name}, {iteration.kkt_name}"

@@ -8,6 +8,7 @@ from pdeopt.optimise.program import KKTSolver, Pair, Program
 from pdeopt.parallel import random_stream
 
 _ITERATIONS = 4
+_LEAST = -1e-3  # curvature, in the metric, from which a point counts as a saddle: zero ones look negative near them
 _SHIFTS = tuple(10.0**k for k in range(-4, 16))
 
 
@@ -48,7 +49,7 @@ def negative_curvature(program: Program) -> Pair | None:
     direction.dual.set(0.0)
     for item in (right, product, weights):
         item.destroy()
-    if curvature < 0.0:
+    if curvature < _LEAST:
         return direction
     direction.destroy()
     return None

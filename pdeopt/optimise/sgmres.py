@@ -57,9 +57,9 @@ class SketchedGMRES(Sketch):
     def __init__(
         self,
         truncation: int = 8,
-        restart: int = 300,
+        restart: int = 500,
         rows: int = 0,
-        nonzeros: int = 8,
+        nonzeros: int = 4,
         condition: float = 1e12,
         seed: int = 0,
     ) -> None:
@@ -68,6 +68,7 @@ class SketchedGMRES(Sketch):
         self.rows, self.nonzeros, self.seed = rows or 2 * (restart + 1), nonzeros, seed
         self._embedding: SparseSign | None = None
         self._range = (-1, -1)
+        self.basis: list[Array] = []  # in portions; its memory stays for the next solve
         self.restarts = self.ill_conditioned = 0
 
     def _begin(self) -> None:
@@ -85,7 +86,6 @@ class SketchedGMRES(Sketch):
         self.recent_squares = np.ones(self.truncation)
         self.orthonormal = np.empty((rows, self.restart), order="F")
         self.inverse = np.empty((self.restart, self.restart), order="F")  # of the triangle of S K Z
-        self.basis: list[Array] = []
         self.restarts = self.ill_conditioned = 0
         self._restart()
 
@@ -180,6 +180,7 @@ class SketchedGMRES(Sketch):
         orthonormal, inverse = self.orthonormal[:, :count], self.inverse[:count, :count]
         products = sketched @ orthonormal
         column = sketched - orthonormal @ products
+        # Always twice: the basis is far from orthogonal, and what one pass loses the next columns multiply.
         again = column @ orthonormal
         column -= orthonormal @ again
         products += again
@@ -235,10 +236,10 @@ class SketchedGMRES(Sketch):
             if hasattr(self, name):
                 getattr(self, name).destroy()
                 delattr(self, name)
-        self.basis = []
 
     def destroy(self) -> None:
-        """Free the embedding. Collective: yes."""
+        """Free the embedding and the basis. Collective: yes."""
+        self.basis = []
         if self._embedding is not None:
             self._embedding.destroy()
             self._embedding = None

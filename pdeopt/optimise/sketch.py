@@ -200,7 +200,7 @@ class BlockSketch(Sketch):
         Of the random streams.
     """
 
-    def __init__(self, block_size: int, distribution: str = "rows", nonzeros: int = 8, seed: int = 0) -> None:
+    def __init__(self, block_size: int, distribution: str = "rows", nonzeros: int = 4, seed: int = 0) -> None:
         super().__init__()
         self.block_size, self.distribution = block_size, distribution
         self.nonzeros, self.seed = nonzeros, seed
