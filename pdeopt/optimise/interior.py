@@ -190,6 +190,14 @@ class InteriorPoint:
                 self.step(tolerances)
         raise Failure(f"{limit} steps left an optimality residual of {self.norms.largest:.1e}: allow more", -2)
 
+    def refresh(self) -> None:
+        """Evaluate the program anew at the present point, after a parameter in it has changed. Collective: yes."""
+        state = self._state
+        self._take(self._evaluate(state.point.copy(), state.multipliers.copy()))
+        self._filter = Filter(self._state.norms.feasibility)
+        self._history = [self._state.norms.largest]
+        self._free = self.settings.adaptive and self.bounds.measure > 0.0
+
     def destroy(self) -> None:
         """Free the vectors. Collective: yes."""
         self._state.destroy()
