@@ -2,9 +2,9 @@
 
 With z = -L_x / w, the value of the multiplier of the bounds, coordinates with z + c (x - b) > 0 are held at b, those
 with z + c (x - l) < 0 at l, and a Newton step in the others follows. Where the objective is uniformly convex it
-converges superlinearly, in function space too, and for quadratic problems it ends after finitely many steps (Hintermueller, Ito,
-Kunisch, SIAM J. Optim. 13 (2003) 865-888). Nothing makes it converge from everywhere: it says when it does not, and
-`pdeopt.optimise.interior` is there for such problems.
+converges superlinearly, in function space too, and for quadratic problems it ends after finitely many steps
+(Hintermueller, Ito, Kunisch, SIAM J. Optim. 13 (2003) 865-888). Nothing makes it converge from everywhere: it says when
+it does not, and `pdeopt.optimise.interior` is there for such problems.
 """
 
 import math
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pdeopt.optimise.barrier import BoundMultipliers, Bounds
-from pdeopt.optimise.interior import InteriorPoint, InteriorPointSettings
+from pdeopt.optimise.interior import InteriorPoint
+from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import Pair, Program
 from pdeopt.optimise.regularisation import Counters, Failure, InertiaCorrection

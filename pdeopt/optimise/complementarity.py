@@ -15,7 +15,8 @@ from petsc4py import PETSc
 import numpy as np
 import numpy.typing as npt
 
-from pdeopt.optimise.interior import InteriorPoint, InteriorPointSettings
+from pdeopt.optimise.interior import InteriorPoint
+from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.matrices import MatrixProgram
 from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import Program
@@ -183,7 +184,7 @@ class ComplementaritySolver:
     penalty
         The term of the objective.
     settings
-        Numbers of the interior point method.
+        Numbers of the interior point method; mu falls monotonically if None, since rho follows it.
     initial
         First rho.
     tolerance
@@ -208,7 +209,7 @@ class ComplementaritySolver:
         self._term, self._tolerance = penalty, tolerance
         self.penalty = initial
         penalty.set(initial)
-        self.interior = InteriorPoint(penalty.program, settings)
+        self.interior = InteriorPoint(penalty.program, settings or InteriorPointSettings(adaptive=False))
 
     def solve(self, tolerances: Tolerances | None = None, limit: int = 300) -> ComplementarityReport:
         """Step until optimality and products are within their tolerances. Collective: yes.
