@@ -1,8 +1,8 @@
 """Bounds of a program, their multipliers, and the logarithmic barrier weighted by the metric.
 
 The barrier is mu * sum_i w_i (-log(x_i - l_i) - log(b_i - x_i)), w the weights of the coordinates: close to an
-integral, so that mu means the same on every mesh. A multiplier z_i is a value, not a covector (which is w_i z_i), and on
-the central path (x_i - l_i) z_i = mu.
+integral, so that mu means the same on every mesh. A multiplier z_i is a value, not a covector (which is w_i z_i), and
+on the central path (x_i - l_i) z_i = mu.
 """
 
 import dataclasses

@@ -83,6 +83,17 @@ class MatrixProgram:
         self._bounds = bounds
         self._jacobian: PETSc.Mat | None = None
         self._hessian: PETSc.Mat | None = None
+        self._added: PETSc.Mat | None = None
+
+    def add_quadratic(self, matrix: PETSc.Mat | None) -> None:
+        """Add x'Ax / 2 to the objective, in place of what was added before; the matrix is taken over.
+
+        Collective: yes.
+        """
+        self._drop_hessian()
+        if self._added is not None:
+            self._added.destroy()
+        self._added = matrix
 
     def create(self) -> Pair:
         """Return a pair of zero vectors. Collective: yes."""
@@ -98,7 +109,8 @@ class MatrixProgram:
     def move(self, point: Pair) -> None:
         """Let everything stand at a point. Collective: no."""
         self._point.assign(point)
-        self._jacobian = self._hessian = None
+        self._jacobian = None
+        self._drop_hessian()
 
     def bounds(self) -> tuple[PETSc.Vec, PETSc.Vec] | None:
         """Return l and b, or None. Collective: no."""
@@ -106,11 +118,19 @@ class MatrixProgram:
 
     def objective(self) -> float:
         """Return f(x). Collective: yes."""
-        return float(self._functions.objective(self._point.primal))
+        value = float(self._functions.objective(self._point.primal))
+        if self._added is not None:
+            product = self._point.primal.duplicate()
+            self._added.mult(self._point.primal, product)
+            value += 0.5 * float(product.dot(self._point.primal))
+            product.destroy()
+        return value
 
     def objective_gradient(self, out: PETSc.Vec) -> None:
         """Set f'(x). Collective: yes."""
         self._functions.gradient(self._point.primal, out)
+        if self._added is not None:
+            self._added.multAdd(self._point.primal, out, out)
 
     def residual(self, out: Pair) -> None:
         """Set (L_x, c). Collective: yes."""
@@ -174,6 +194,7 @@ class MatrixProgram:
 
     def destroy(self) -> None:
         """Free the vectors of this object. Collective: yes."""
+        self.add_quadratic(None)
         self._point.destroy()
 
     def _has_constraints(self) -> bool:
@@ -187,7 +208,15 @@ class MatrixProgram:
     def _hessian_here(self) -> PETSc.Mat:
         if self._hessian is None:
             self._hessian = self._functions.hessian(self._point.primal, self._point.dual)
+            if self._added is not None:  # the functions keep their own
+                self._hessian = self._hessian.copy()
+                self._hessian.axpy(1.0, self._added, structure=PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
         return self._hessian
+
+    def _drop_hessian(self) -> None:
+        if self._hessian is not None and self._added is not None:
+            self._hessian.destroy()
+        self._hessian = None
 
 
 def vector(comm: MPI.Comm, values: Sequence[float] | Array) -> PETSc.Vec:

@@ -57,6 +57,10 @@ class InertiaCorrection:
         """Keep a shift that led to a step: the next correction begins near it."""
         self._last = shift
 
+    def forget(self) -> None:
+        """Begin the next correction from nothing."""
+        self._last = 0.0
+
     def increase(self, shift: float) -> float:
         """Return a larger shift.
 

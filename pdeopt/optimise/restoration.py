@@ -1,7 +1,7 @@
 """Restoration of feasibility: minimise |c(x)|^2 / 2 within the bounds by regularised Gauss-Newton steps.
 
-A step solves [[s M + D, G'], [G, -W]] (d, q) = (-b, -c), which minimises |c + G d|^2 / 2 + d'(s M + D) d / 2 + b'd, with
-b and D gradient and primal-dual Hessian of the barrier; s is Levenberg's and Marquardt's.
+A step solves [[s M + D, G'], [G, -W]] (d, q) = (-b, -c), which minimises |c + G d|^2 / 2 + d'(s M + D) d / 2 + b'd,
+with b and D gradient and primal-dual Hessian of the barrier; s is Levenberg's and Marquardt's.
 """
 
 import math

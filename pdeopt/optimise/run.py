@@ -87,6 +87,8 @@ class Runner:
         self._program, self._settings, self._tolerances = program, settings, tolerances
         self._limit, self._observe = limit, observe
         self.outcome = Outcome()
+        self._start = program.create()
+        program.get(self._start)
 
     def run(self) -> Outcome:
         """Run, with the interior point method behind AdaSketch-Newton. Collective: yes."""
@@ -152,12 +154,10 @@ class Runner:
     def _interior(self) -> None:
         outcome = self.outcome
         tolerances = self._tolerances
-        if outcome.point is not None:  # multipliers that led nowhere are not kept
-            outcome.point.dual.set(0.0)
-            self._program.move(outcome.point)
+        if outcome.point is not None:  # a point from which no step helps is no good start
+            self._program.move(self._start)
         iteration = InteriorPoint(self._program)
-        kept = outcome.history.pop() if outcome.history else None  # the same point, seen by another method
-        name = "interior point method" if kept is None else f"{outcome.method}; then the interior point method"
+        name = f"{outcome.method}; then the interior point method" if outcome.history else "interior point method"
         try:
             while not self._record(iteration, *dataclasses.astuple(iteration.norms)):
                 norms = iteration.norms

@@ -10,7 +10,7 @@ from pdeopt import parallel
 from pdeopt.control import ControlProblem, Functional, UnsteadyControlProblem
 from pdeopt.fem import forms
 from pdeopt.optimise.control_program import ControlProgram
-from pdeopt.optimise.numpy_program import numpy_program
+from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.petsc import AdaSketchNewton, TaoSettings
 from pdeopt.optimise.program import Program, norm
 from pdeopt.optimise.reduced_program import ReducedProgram

@@ -12,6 +12,7 @@ import ufl
 from pdeopt import problems
 from pdeopt.control import verify
 from pdeopt.fem import forms
+from pdeopt.optimise import minimise
 from pdeopt.parallel import random_stream
 from pdeopt.report import InputError, MeshError, OptionError
 
@@ -187,6 +188,31 @@ def test_the_streams_of_the_double_pipe():
     assert abs(case.problem.system.constraint_values()[0]) <= 1e-14
     control.destroy()
     functional.destroy()
+
+
+# By IPOPT in the space of states and controls, with exact second derivatives, to 1e-6 and better.
+IPOPT = {
+    "bound on the state": (lambda: problems.MaurerMittelmannControl(square(12), ceiling=0.3), 0.0803881073734914),
+    "bounds on both": (
+        lambda: problems.ReesDollarWathenControl(square(8, "quadrilateral"), 2, bounded=True, state_bounded=True),
+        problems.ReesDollarWathenControl.CUTEST_OBJECTIVES["RDW2D52B"],
+    ),
+    "bounds and a constraint": (lambda: problems.StokesDoublePipe(WORLD, 6), 28.721892743805217),
+}
+
+
+@pytest.mark.parametrize("name", IPOPT)
+def test_optima_between_bounds_are_those_of_ipopt(name):
+    build, value = IPOPT[name]
+    case = build()
+    minimise(case.problem)
+    assert case.problem.objective_value() == pytest.approx(value, rel=1e-6)
+    for bounds in case.problem.bounds:
+        assert np.all(case.control.x.array <= bounds.upper + 1e-6)
+        assert np.all(case.control.x.array >= bounds.lower - 1e-6)
+    if case.problem.state_bounds is not None:
+        excess = np.max(case.problem.state.x.array - case.problem.state_bounds.upper)
+        assert -1e-4 <= excess <= 1e-6  # active, and kept
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
