@@ -69,15 +69,15 @@ def test_inversion_on_every_rank_count():
     """Noise and sensors do not know how many ranks there are."""
     for sensors, objective in INVERSIONS.items():
         case = CoefficientInversion(unit_square(12), sensors, gamma=1e-8, epsilon=5.0, degree=1)
-        row = inexact_newton_cg(case.problem)
+        row = inexact_newton_cg(case.problem, rtol=1e-5)
         assert row["converged"], row
         assert row["objective"] == pytest.approx(objective, rel=1e-7), sensors
-        assert case.problem.check_symmetry() <= 1e-11
 
 
 def test_derivatives_and_mistakes_of_the_inversion():
     case = CoefficientInversion(unit_square(8), 7)
     assert case.problem.taylor_test().passed
+    assert case.problem.check_symmetry() <= 1e-11
     rows, weights = case.observations()
     assert len(rows) == weights.size == 7
     for settings in ({"gamma": 0.0}, {"sensors": 0}, {"noise": -1.0}, {"epsilon": -1.0}):
