@@ -100,7 +100,7 @@ class _NumPyFunctions:
             self._matrices.pop(name).destroy()
         matrix.sort_indices()
         rows, columns = (_local_size(size, comm) for size in matrix.shape)
-        first = comm.exscan(rows, op=MPI.SUM) or 0 if comm.size > 1 else 0
+        first = int(comm.scan(rows, op=MPI.SUM)) - rows  # type: ignore[attr-defined]
         own = matrix[first : first + rows]
         index = PETSc.IntType
         csr = (own.indptr.astype(index), own.indices.astype(index), own.data)

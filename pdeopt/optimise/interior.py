@@ -237,7 +237,7 @@ class InteriorPoint:
         fit_multipliers(self.program, self.bounds, self._state, point, multipliers, LARGEST_MULTIPLIER * self._scale)
         self._take(self._search.evaluate(point, multipliers))
         self._inertia.forget()
-        self._filter.reset()
+        self._search.filter.reset()
 
     # Directions ------------------------------------------------------------------------------------------------------
 

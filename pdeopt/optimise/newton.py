@@ -5,11 +5,12 @@ The method of Hong, Na, Mahoney and Kolar (ICML 2023, PMLR 202:13174-13198). Eac
 
     M'(x, p; z) <= -eta_2 / 2 |b|^2;
 
-otherwise eta_1 grows, eta_2 and delta shrink, and the solve goes on from where it stood. Armijo's rule gives its length.
-Differences to what was published: the merit function has its true gradient (the released code leaves out the
-curvature of the constraints), norms are Riesz norms, the accuracy is a relative residual (the published bound, by worst-case
-constants, was met in no solve of the published examples), it is sharpened near the solution for superlinear convergence,
-and the inertia is corrected from the factorisation or from negative curvature instead of by dense eigenvalues.
+otherwise eta_1 grows, eta_2 and delta shrink, and the solve goes on from where it stood. Armijo's rule gives its
+length. Differences to what was published: the merit function has its true gradient (the released code leaves out the
+curvature of the constraints), norms are Riesz norms, the accuracy is a relative residual (the published bound, by
+worst-case constants, was met in no solve of the published examples), it is sharpened near the solution for superlinear
+convergence, and the inertia is corrected from the factorisation or from negative curvature instead of by dense
+eigenvalues.
 """
 
 import dataclasses
@@ -164,7 +165,7 @@ class AdaSketch:
 
     @property
     def objective(self) -> float:
-        """f at the present point."""
+        """Value of f at the present point."""
         return self.evaluation.objective
 
     @property

@@ -19,10 +19,19 @@ _PATIENCE = 40  # steps within which the least residual must fall by a tenth
 class Iteration(Protocol):
     """What a method shows while it runs."""
 
-    objective: float
     counters: Counters
-    kkt_name: str
-    point: Pair
+
+    @property
+    def point(self) -> Pair:
+        """The present point."""
+
+    @property
+    def objective(self) -> float:
+        """Value of f at the present point."""
+
+    @property
+    def kkt_name(self) -> str:
+        """The last solver's name."""
 
 
 @dataclasses.dataclass
