@@ -75,11 +75,14 @@ class AdaSketchNewton:
         p, where the Hessian is wanted and at the end.
     report
         What the last solve did; its advice says why one did not converge.
+    error
+        An exception that ended it.
     """
 
     def __init__(self, settings: TaoSettings | None = None, program: Program | None = None) -> None:
         self.settings, self._program = settings or TaoSettings(), program
         self.report: SolveReport | None = None
+        self.error: Exception | None = None
         self._functions: TaoFunctions | None = None
         self._multipliers: PETSc.Vec | None = None
 
@@ -114,7 +117,11 @@ class AdaSketchNewton:
             return int(tao.getConvergedReason())  # a monitor of the user's may stop it
 
         limit = tao.getMaximumIterations() or _ITERATIONS
-        outcome = Runner(program, self.settings, tolerances, limit, observe).run()
+        try:
+            outcome = Runner(program, self.settings, tolerances, limit, observe).run()
+        except Exception as error:
+            self.error = error  # PETSc hands on no more than a number
+            raise
         if outcome.point is not None:
             self._multipliers = outcome.point.dual
             if self._program is None:
