@@ -94,6 +94,12 @@ class _NumPyFunctions:
         matrix = sparse.csr_array((data, (rows, columns)), shape=(size, size))
         return self._distribute("hessian", matrix, x.comm.tompi4py())
 
+    def destroy(self) -> None:
+        """Free the matrices. Collective: yes."""
+        for matrix in self._matrices.values():
+            matrix.destroy()
+        self._matrices.clear()
+
     def _distribute(self, name: str, matrix: "scipy.sparse.csr_array", comm: MPI.Comm) -> PETSc.Mat:
         """Return this rank's rows as a PETSc matrix; the last one of the name is freed."""
         if name in self._matrices:
@@ -147,4 +153,6 @@ def numpy_program(
     bounded = bool(np.isfinite(lower).any() or np.isfinite(upper).any())
     bounds = (vector(comm, lower), vector(comm, upper)) if bounded else None
     pair = Pair(vector(comm, start), vector(comm, dual))
-    return MatrixProgram(_NumPyFunctions(program), pair, bounds, None, settings, prefix)
+    result = MatrixProgram(_NumPyFunctions(program), pair, bounds, None, settings, prefix)
+    pair.destroy()
+    return result

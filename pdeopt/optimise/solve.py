@@ -98,6 +98,7 @@ def minimise(
         finally:
             tao.destroy()
             point.destroy()
+            context.release()
         report = context.report
         assert report is not None
         if isinstance(program, ReducedProgram):
