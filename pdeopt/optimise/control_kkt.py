@@ -1,10 +1,11 @@
-"""Solvers for the KKT systems of control problems: those of `pdeopt.control`, a factorisation with inertia, sketches."""
+"""Solvers for the KKT systems of control problems: those of `pdeopt.control`, a factorisation, sketches."""
 
 from typing import TYPE_CHECKING
 
+from petsc4py import PETSc
+
 import numpy as np
 import numpy.typing as npt
-from petsc4py import PETSc
 
 from pdeopt.control import solvers
 from pdeopt.control.kkt import Blocks

@@ -4,10 +4,11 @@ Inner products are those of `pdeopt.control.riesz`, so that merit function, tole
 the mesh. Dirichlet conditions of the state hold from the start on: no step changes them.
 """
 
-import numpy as np
-import numpy.typing as npt
 from mpi4py import MPI
 from petsc4py import PETSc
+
+import numpy as np
+import numpy.typing as npt
 
 from pdeopt.control import ControlProblem, solvers, structure
 from pdeopt.control.kkt import Blocks
