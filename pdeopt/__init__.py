@@ -23,6 +23,7 @@ _PUBLIC_NAMES = {
     "MulticolourSOR": "pdeopt.relaxation.petsc",
     "NetworkCoefficient": "pdeopt.learn.network_coefficient",
     "PDELayer": "pdeopt.learn.pde_layer",
+    "SketchedKSP": "pdeopt.optimise.petsc_sketch",
     "SolveReport": "pdeopt.report",
     "UnsteadyControlProblem": "pdeopt.control",
     "attach_guess": "pdeopt.control.guess",
@@ -30,7 +31,19 @@ _PUBLIC_NAMES = {
 }
 _SUBPACKAGES = {
     name: f"pdeopt.{name}"
-    for name in ("animate", "bench", "control", "fem", "learn", "optimise", "parallel", "plot", "problems", "relaxation", "report")
+    for name in (
+        "animate",
+        "bench",
+        "control",
+        "fem",
+        "learn",
+        "optimise",
+        "parallel",
+        "plot",
+        "problems",
+        "relaxation",
+        "report",
+    )
 } | {"conserve": "pdeopt.learn.conserve"}
 
 __all__ = [
@@ -42,6 +55,7 @@ __all__ = [
     "MulticolourSOR",
     "NetworkCoefficient",
     "PDELayer",
+    "SketchedKSP",
     "SolveReport",
     "UnsteadyControlProblem",
     "__version__",

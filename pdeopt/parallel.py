@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from pdeopt._launchers import LAUNCHER_SIZES, announced_sizes
 from pdeopt.report import LauncherError, RankError
@@ -201,6 +202,42 @@ def random_stream(name: str, seed: int = 0, comm: "MPI.Comm | None" = None) -> n
     if comm is not None:
         key.append(comm.rank + 1)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def normal_numbers(name: str, keys: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return standard normal numbers that depend on name, seed and keys alone: alike on every number of ranks.
+
+    Parameters
+    ----------
+    name
+        What the numbers are for, as in `random_stream`.
+    keys
+        Integers that tell the numbers apart, such as rounded coordinates, shape (count, columns); equal rows get equal
+        numbers.
+    seed
+        The run's seed, >= 0.
+
+    Returns
+    -------
+    numbers
+        Shape (count,), by Box and Muller from two uniform numbers, each a hash of its row (finaliser of SplitMix64).
+
+    Collective: no.
+    """
+    start = random_stream(name, seed).integers(2**63, dtype=np.uint64)
+    hashed = np.full(keys.shape[0], start, dtype=np.uint64)
+    for column in keys.T:
+        hashed = _scramble(hashed ^ column.astype(np.uint64))
+    first, second = (_scramble(hashed + np.uint64(number)) / 2.0**64 for number in (1, 2))
+    radius = np.sqrt(-2.0 * np.log1p(-first * (1.0 - 2.0**-53)))
+    return np.asarray(radius * np.cos(2.0 * np.pi * second))
+
+
+def _scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = values + np.uint64(0x9E3779B97F4A7C15)  # arrays of integers wrap around silently
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def limit_threads(count: int = 1) -> None:

@@ -61,9 +61,9 @@ def dolfinx_adjoint_lbfgsb(comm: MPI.Comm, cells: int, alpha: float, *, scaled: 
     InputError
         If there is more than one rank.
     """
-    pyadjoint = _require("pyadjoint", "adjoint")
-    _require("dolfinx_adjoint", "adjoint")
-    optimise = _require("scipy.optimize", "rivals")
+    pyadjoint = require_package("pyadjoint", "adjoint")
+    require_package("dolfinx_adjoint", "adjoint")
+    optimise = require_package("scipy.optimize", "rivals")
     mesh = _serial_mesh(comm, cells)
     started = time.perf_counter()
     with pyadjoint.stop_annotating(), pyadjoint.set_working_tape():
@@ -142,8 +142,8 @@ def ipopt(comm: MPI.Comm, cells: int, alpha: float) -> Row:
     InputError
         If there is more than one rank.
     """
-    cyipopt = _require("cyipopt", "rivals")
-    _require("scipy.sparse", "rivals")
+    cyipopt = require_package("cyipopt", "rivals")
+    require_package("scipy.sparse", "rivals")
     mesh = _serial_mesh(comm, cells)
     started = time.perf_counter()
     program = _QuadraticProgram(mesh, alpha)
@@ -231,8 +231,8 @@ class _QuadraticProgram:
         return True
 
 
-def _require(name: str, extra: str) -> ModuleType:
-    """Import an optional package, or say how to install it."""
+def require_package(name: str, extra: str) -> ModuleType:
+    """Import an optional package, or raise `MissingPackageError` that names the extra with it. Collective: no."""
     import importlib
 
     try:

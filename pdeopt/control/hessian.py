@@ -34,11 +34,14 @@ class ReducedHessian:
         The Hessian as a PETSc matrix of type python.
     solves
         Linearised state and adjoint solves so far, those that others make through `solve_state` included.
+    curvatures
+        If a list, every action on a d appends d'Hd to it.
     """
 
     def __init__(self, system: KKTSystem, blocks: Blocks, state_ksp: PETSc.KSP) -> None:
         self._system, self._blocks, self._state_ksp = system, blocks, state_ksp
         self.solves = 0
+        self.curvatures: list[float] | None = None
         self.layout = forms.BlockLayout(system.comm, system.layout.sizes[1:-1])
         sizes = (self.layout.offsets[-1], self.layout.global_size)
         self.matrix = PETSc.Mat().createPython((sizes, sizes), context=self, comm=system.comm)
@@ -105,8 +108,18 @@ class ReducedHessian:
         self.solve_state(right, adjoint, transpose=True)  # the change of the adjoint
         self.add_transposed(blocks.state_control, state, out)
         self.add_transposed(blocks.control_operators, adjoint, out)
+        if self.curvatures is not None:
+            self.curvatures.append(float(control.dot(out)))
 
     multTranspose = mult
+
+    def sensitivity_transpose(self, covector: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Set (dy/du)' q for a covector q of the state; one adjoint solve. Collective: yes."""
+        adjoint = self._state[2]
+        self.solve_state(covector, adjoint, transpose=True)
+        adjoint.scale(-1.0)
+        out.set(0.0)
+        self.add_transposed(self._blocks.control_operators, adjoint, out)
 
     def release(self) -> None:
         """Free matrix and work vectors, not what was handed in. Collective: yes."""

@@ -115,11 +115,11 @@ class KKTSystem:
                 if row == last or row <= column:
                     derivative = lagrangian.second(functional, row, column)
                     if row == column and row > 0:
-                        derivative += self._pattern(row)
+                        derivative += self.zero_pattern(row)
                     if not forms.is_zero(derivative):
                         self._second[row, column] = forms.compile_form(derivative, lagrangian.entity_maps)
 
-    def _pattern(self, field: int) -> ufl.Form:
+    def zero_pattern(self, field: int) -> ufl.Form:
         """Return a form of zeros that reserves the diagonal of a control's block, where the control acts or not."""
         space = self.controls[field - 1].function.function_space
         zero = dolfinx.fem.Constant(space.mesh, 0.0)
@@ -129,7 +129,7 @@ class KKTSystem:
         control = self.controls[index]
         if form is None:
             form = default_inner_product(self.lagrangian.functional, control.function)
-        compiled = forms.compile_form(form + self._pattern(index + 1), self.lagrangian.entity_maps)
+        compiled = forms.compile_form(form + self.zero_pattern(index + 1), self.lagrangian.entity_maps)
         matrix = control.restrict_both(forms.assemble_matrix(compiled))
         matrix.setOption(PETSc.Mat.Option.SPD, True)
         return matrix

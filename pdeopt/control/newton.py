@@ -205,7 +205,7 @@ class NewtonSolver:
         system = self.system
         self._started = started = time.perf_counter()
         self._blocks = system.assemble_blocks()
-        self._symmetric = solvers.is_symmetric(self._blocks.state_operator)
+        self._symmetric = solvers.state_operator_is_symmetric(system, self._blocks.state_operator)
         self._state_mass = solvers.state_mass_matrix(system)
         self._structure = structure.recognise(system, self._blocks, self._state_mass)
         system.calibrate_norm(self._blocks, self._state_mass)

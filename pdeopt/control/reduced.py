@@ -82,7 +82,7 @@ class ReducedFunctional:
         What was spent so far.
     solves
         The linear solves with the state operator or its transpose that all this took: each Newton step of a state
-        solve and each adjoint solve counts 1, each Hessian action 2.
+        solve and each adjoint solve counts 1, each Hessian action 2, and what else was solved through `hessian`.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class ReducedFunctional:
     ) -> None:
         self._system, self._bounds, self._gauss_newton = system, bounds, gauss_newton
         self.comm = system.comm
-        self.state_solves = self.adjoint_solves = self.hessian_actions = self.solves = 0
+        self.state_solves = self.adjoint_solves = self.hessian_actions = 0
+        self._solves = 0  # without those of the present Hessian
         self._layout = forms.BlockLayout(system.comm, system.layout.sizes[1:-1])
         self._full = system.layout.create_vector()
         self._inner_product: PETSc.Mat | None = None
@@ -110,7 +111,7 @@ class ReducedFunctional:
     def _create_state_solver(self, setup: SolverSetup | None) -> None:
         system = self._system
         self._operator = system.assemble_state_operator()
-        symmetric = solvers.is_symmetric(self._operator)
+        symmetric = solvers.state_operator_is_symmetric(system, self._operator)
         ksp = solvers.state_solver(system, self._operator, symmetric, setup)
         self._right, self._solution = self._operator.createVecs()
         self._snes = PETSc.SNES().create(self.comm)
@@ -213,15 +214,33 @@ class ReducedFunctional:
 
     def hessian_action(self, control: PETSc.Vec, direction: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set the covector j''(u) d, or its Gauss-Newton part; two linearised solves. Collective: yes."""
+        hessian = self.hessian(control)
+        hessian.mult(hessian.matrix, direction, out)
+        for j, idle in enumerate(self._system.idle):
+            out.array[self._layout.slice(j)][idle] = 0.0  # the blocks have ones there
+        self.hessian_actions += 1
+
+    def hessian(self, control: PETSc.Vec) -> ReducedHessian:
+        """Return the Hessian at a control, owned by this object and alive until it is asked about another control.
+
+        Unlike `hessian_action` it has ones on the diagonal of controls that act nowhere. Collective: yes.
+        """
         self._solve_adjoint(control)
         if self._hessian is None:
             self._blocks = self._assemble_hessian_blocks()
             self._hessian = ReducedHessian(self._system, self._blocks, self._ksp)
-        self._hessian.mult(self._hessian.matrix, direction, out)
-        self.solves += 2
-        for j, idle in enumerate(self._system.idle):
-            out.array[self._layout.slice(j)][idle] = 0.0  # the blocks have ones there
-        self.hessian_actions += 1
+        return self._hessian
+
+    def use_gauss_newton(self, gauss_newton: bool) -> None:
+        """Leave second derivatives out of the Hessian from now on, or do not. Collective: yes."""
+        if gauss_newton != self._gauss_newton:
+            self._gauss_newton = gauss_newton
+            self._forget_hessian()
+
+    @property
+    def solves(self) -> int:
+        """Linear solves so far, see the class."""
+        return self._solves + (self._hessian.solves if self._hessian is not None else 0)
 
     def _assemble_hessian_blocks(self) -> Blocks:
         lagrangian = self._system.lagrangian
@@ -246,13 +265,20 @@ class ReducedFunctional:
         control.copy(self._control)
         for j, field in enumerate(system.controls):
             field.set_coordinates(self._layout.read(control, j))
-        self._solution.array[:] = forms.owned_values(system.lagrangian.state)
+        if system.affine_state and not self._linear:  # one step solves it: what a failed trial left must not enter
+            forms.set_function(system.lagrangian.state, np.zeros(system.layout.sizes[0]))
+            system.impose_dirichlet()
+        guess = forms.owned_values(system.lagrangian.state).copy()
+        self._solution.array[:] = guess
         self._snes.solve(None, self._solution)
         forms.set_function(system.lagrangian.state, self._solution.array_r)
         self.state_solves += 1
-        self.solves += int(self._snes.getIterationNumber())
+        self._solves += int(self._snes.getIterationNumber())
         reason = self._snes.getConvergedReason()
         if reason < 0:
+            # What follows, such as a shorter step of a line search, must find neither NaN nor a failed factorisation.
+            forms.set_function(system.lagrangian.state, guess)
+            self._ksp.getPC().reset()
             raise ConvergenceError(
                 f"the state equation could not be solved (reason {reason}): "
                 f"{SNES_ADVICE.get(reason, 'see state_snes_converged_reason')}"
@@ -276,12 +302,16 @@ class ReducedFunctional:
             raise ConvergenceError(f"the adjoint equation could not be solved (reason {reason})")
         forms.set_function(system.lagrangian.adjoint, self._solution.array_r)
         self.adjoint_solves += 1
-        self.solves += 1
+        self._solves += 1
         self._adjoint_solved = True
 
     def _forget(self) -> None:
         self._solved = self._adjoint_solved = False
+        self._forget_hessian()
+
+    def _forget_hessian(self) -> None:
         if self._hessian is not None:
+            self._solves += self._hessian.solves
             self._hessian.release()
             self._hessian = None
         if self._blocks is not None:

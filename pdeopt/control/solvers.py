@@ -269,6 +269,7 @@ class ReducedHessianPC:
                 self._ksp.getPC().setPythonContext(control_preconditioner)
             self._ksp.setFromOptions()
             self._ksp.setUp()
+        self._ksp.addConvergenceTest(self._stop_at_negative_curvature, prepend=True)
         self._state = [forms.SubVectors(system.layout, 0).vector for _ in range(4)]
         self._control = [self._hessian.layout.create_vector() for _ in range(2)]
 
@@ -299,11 +300,13 @@ class ReducedHessianPC:
         reduced.scale(-1.0)
         reduced.array[:] += right.array_r[controls]
         self._ksp.setTolerances(rtol=self.rtol)
+        hessian.curvatures = curvatures = list[float]()
         self._ksp.solve(reduced, control)
+        hessian.curvatures = None
         self.iterations = int(self._ksp.getIterationNumber())
         reason = self._ksp.getConvergedReason()
         self.negative_curvature = reason in _INDEFINITE
-        if self.negative_curvature and control.norm() == 0.0:
+        if self.negative_curvature and (len(curvatures) <= 1 or control.norm() == 0.0):
             self._first_direction(reason, reduced, control)
         elif reason < 0 and not self.negative_curvature:
             raise ConvergenceError(f"the reduced-Hessian solve failed (reason {reason}): {KSP_ADVICE.get(reason, '')}")
@@ -316,6 +319,13 @@ class ReducedHessianPC:
         layout.write(out, 0, state.array_r)
         solve_adjoint(with_control=True)
         layout.write(out, last, adjoint.array_r)
+
+    def _stop_at_negative_curvature(self, ksp: PETSc.KSP, iteration: int, norm: float) -> int:
+        """End CG after a direction of negative curvature: PETSc's own goes on until the curvature changes its sign."""
+        curvatures = self._hessian.curvatures
+        if curvatures and curvatures[-1] < 0.0:
+            return int(PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_MAT)
+        return int(PETSc.KSP.ConvergedReason.CONVERGED_ITERATING)
 
     def _first_direction(self, reason: int, right: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set the preconditioned right-hand side; by the diagonal of the metric if the preconditioner is at fault."""
@@ -406,6 +416,26 @@ def is_symmetric(matrix: PETSc.Mat) -> bool:
     size = product.norm()
     transposed.axpy(-1.0, product)
     return bool(transposed.norm() <= 1e-10 * size)
+
+
+def state_operator_is_symmetric(system: KKTSystem, operator: PETSc.Mat) -> bool:
+    """Whether the state operator is symmetric wherever it is assembled, tested at a generic point too. Collective: yes.
+
+    That of a flow at rest is symmetric, and would be factorised as such, though no other is.
+    """
+    if system.linear_state or not is_symmetric(operator):
+        return is_symmetric(operator)
+    point, generic = system.layout.create_vector(), system.layout.create_vector()
+    system.get_unknowns(point)
+    first, last = generic.getOwnershipRange()
+    generic.array[:] = point.array_r + 0.1 * np.cos(2.0 + 0.9 * np.arange(first, last))
+    system.set_unknowns(generic)
+    there = system.assemble_state_operator()
+    symmetric = is_symmetric(there)
+    system.set_unknowns(point)
+    for item in (there, point, generic):
+        item.destroy()
+    return symmetric
 
 
 def state_mass_matrix(system: KKTSystem) -> PETSc.Mat:

@@ -14,7 +14,7 @@ _PUBLIC_NAMES = {
     "ReducedProgram": "pdeopt.optimise.reduced_program",
     "TaoSettings": "pdeopt.optimise.petsc",
     "minimise": "pdeopt.optimise.solve",
-    "numpy_program": "pdeopt.optimise.numpy_program",
+    "numpy_program": "pdeopt.optimise.from_numpy",
 }
 
 __all__ = list(_PUBLIC_NAMES)

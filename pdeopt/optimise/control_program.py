@@ -69,6 +69,8 @@ class ControlProgram:
         self._bounds = self._make_bounds()
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
+            if method == "direct" and not self.quadratic:
+                method, self.why = "factorisation", f"{self.why}; the symmetric one knows the inertia"
         else:
             self.why = "asked for"
         self.method = method

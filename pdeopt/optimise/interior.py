@@ -35,6 +35,7 @@ _SUBPROBLEM = 10.0  # a barrier problem is solved to this times mu
 _BALANCE = 1e-2
 _CORRECTED = 0.1  # length of the predicted step from which its second-order terms are worth correcting
 _MEMORY = 4
+_RUNAWAY = 1e8  # multipliers beyond this say that constraints depend on each other, not what they cost
 _UNBOUNDED = -1e20
 _DIVERGED = 1e20
 
@@ -188,6 +189,8 @@ class InteriorPoint:
             self._lower_barrier()
             length = self._filter_step()
         self.counters.unit_steps += length >= 1.0
+        if self.point.dual.norm() > _RUNAWAY * self._scale:
+            self._reset_multipliers()
         self._check_diverged()
         self._history = [*self._history[1 - _MEMORY :], self.norms.largest]
         return length
@@ -225,6 +228,16 @@ class InteriorPoint:
         if point.dual.getSize() and point.dual.norm() == 0.0:
             fit_multipliers(program, self.bounds, state, point, multipliers, LARGEST_MULTIPLIER * self._scale)
         self._take(self._search.evaluate(point, multipliers))
+
+    def _reset_multipliers(self) -> None:
+        """Begin anew with multipliers that ran away along nearly dependent constraints."""
+        point, multipliers = self.point.copy(), self.bound_multipliers
+        point.dual.set(0.0)
+        self._take(self._search.evaluate(point.copy(), multipliers))
+        fit_multipliers(self.program, self.bounds, self._state, point, multipliers, LARGEST_MULTIPLIER * self._scale)
+        self._take(self._search.evaluate(point, multipliers))
+        self._inertia.forget()
+        self._search.filter.reset()
 
     # Directions ------------------------------------------------------------------------------------------------------
 

@@ -14,18 +14,21 @@ and the inertia is corrected from the factorisation or from negative curvature i
 
 import dataclasses
 import math
+from typing import NoReturn
 
 from pdeopt.optimise.merit import Evaluation, Penalties, slope
 from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
 from pdeopt.optimise.regularisation import FIRST_SHIFT, Counters, Failure, InertiaCorrection
+from pdeopt.optimise.saddle import is_minimum, negative_curvature
 from pdeopt.report import ConvergenceError, InputError
 
 _DUAL_SHIFT = 1e-2  # times the residual norm where pivots vanish, so that the rate stays superlinear
 _DUAL_SHIFTS = (1e-4, 1e-2, 1.0)  # to be tried where multipliers run away along nearly dependent constraints
 _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regularised
 _ATTEMPTS = 12
+_SADDLE_STEP = 0.1  # first length along a direction of negative curvature, of norm 1
 _PARALLEL = 0.9  # cosine of successive steps from which they may be a geometric series
-_UNBOUNDED = -1e20
+_UNBOUNDED = -1e13  # times the first objective, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +118,8 @@ class AdaSketch:
         self._extrapolated_norm = math.inf
         self.point = program.create()
         program.get(self.point)
-        self._first = self._evaluate(self.point)
-        self.evaluation = self._first
+        self.evaluation = self._evaluate(self.point)
+        self._first_objective = self.evaluation.objective
         self._require_finite(self.evaluation)
         if self.settings.least_squares_multipliers and self.point.dual.getSize() and self.point.dual.norm() == 0.0:
             self._estimate_multipliers()
@@ -209,7 +212,7 @@ class AdaSketch:
         self._remember(direction, length)
         self.evaluation.destroy()
         self.evaluation = candidate
-        if candidate.objective < _UNBOUNDED:
+        if candidate.objective < _UNBOUNDED * max(1.0, abs(self._first_objective)):
             raise Failure(f"the objective fell to {candidate.objective:.1e}: the problem has no minimum", -8)
         return length
 
@@ -279,7 +282,7 @@ class AdaSketch:
             kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
             try:
                 if kkt is None or result is None or result.negative_curvature:
-                    shift = self._inertia.increase(shift)
+                    shift = self._next_shift(shift)
                     continue
                 found = self._adapt(kkt, result, right, direction, accuracy)
             finally:
@@ -290,7 +293,7 @@ class AdaSketch:
                 return direction, found, shift
             dual_shift = next(larger, math.inf)
             if math.isinf(dual_shift):
-                dual_shift, shift = _DUAL_SHIFTS[-1], self._inertia.increase(shift)
+                dual_shift, shift = _DUAL_SHIFTS[-1], self._next_shift(shift)
             self.counters.corrections += 1
 
     def _solve(
@@ -299,6 +302,13 @@ class AdaSketch:
         """Set up and solve; None where the inertia is known to be wrong."""
         regularised = _DUAL_SHIFT * min(1.0, self.evaluation.norm)
         return self._inertia.solve(right, direction, accuracy, shift, dual_shift, regularised)
+
+    def _next_shift(self, shift: float) -> float:
+        """Return a larger inertia correction, or say why none helps."""
+        try:
+            return self._inertia.increase(shift)
+        except Failure:
+            self._give_up()
 
     def _adapt(
         self, kkt: KKTSolver, result: KKTResult, right: Pair, direction: Pair, accuracy: float
@@ -321,15 +331,43 @@ class AdaSketch:
         self.penalties = penalties
         return slopes
 
-    def _give_up(self) -> None:
+    def leave_saddle(self) -> bool:
+        """Move off the present point if it is stationary but no minimum; say whether it did. Collective: yes.
+
+        Only a factorisation knows: where none is at hand, or the matrix is singular, nothing is done.
+        """
+        if is_minimum(self.program) is not False:
+            return False
+        direction = negative_curvature(self.program)
+        if direction is None:
+            return False
+        value, length = self.evaluation.value(self.penalties), _SADDLE_STEP
+        trial = self.program.create()
+        while abs(length) > _SHORTEST_STEP**3:
+            for signed in (length, -length):
+                trial.move(signed, direction, self.point)
+                candidate = self._evaluate(trial)
+                if candidate.value(self.penalties) < value - 1e-14 * abs(value):
+                    self.point.assign(trial)
+                    self.evaluation.destroy()
+                    self.evaluation = candidate
+                    return True
+                candidate.destroy()
+            length *= 0.1
+        self.program.move(self.point)
+        return False
+
+    def _give_up(self) -> NoReturn:
         """Raise the failure that fits the point where no step helps."""
         evaluation = self.evaluation
+        if not math.isfinite(sum(evaluation.slopes(evaluation.representative))):
+            raise Failure("the second derivatives or the Jacobian are NaN or Inf: start elsewhere, or check them", -4)
         if evaluation.constraint_norm > 0.0:
             gradient = evaluation.infeasible_gradient_norm()
-            if gradient <= 1e-4 * evaluation.constraint_norm * max(1.0, evaluation.constraint_norm):
+            if gradient <= 1e-3 * evaluation.constraint_norm * max(1.0, evaluation.constraint_norm):
                 raise Failure(
                     f"the constraints ({evaluation.constraint_norm:.2e}) cannot be reduced from here: the problem is "
-                    "infeasible, or has a local minimum of the constraints; start elsewhere",
+                    "infeasible, or this is a local minimum of the constraints; start elsewhere",
                     -8,
                 )
         raise Failure("no step along the direction reduces the merit function: check derivatives, or start nearer", -6)

@@ -1,20 +1,19 @@
 """AdaSketch-Newton as a TAO type."""
 
 import dataclasses
-import math
 import time
 
 from petsc4py import PETSc
 
 from pdeopt.fem.settings import read_settings
 from pdeopt.optimise.matrix_kkt import DirectionSettings
-from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Failure, Tolerances
+from pdeopt.optimise.newton import AdaSketchSettings, Tolerances
 from pdeopt.optimise.program import Program
+from pdeopt.optimise.run import Outcome, Runner
 from pdeopt.optimise.tao_program import TaoFunctions, tao_program
-from pdeopt.report import TAO_ADVICE, InputError, SolveReport
+from pdeopt.report import InputError, SolveReport
 
 _TOLERANCE, _ITERATIONS = 1e-8, 200
-_CONVERGED, _MAXIMUM_REACHED, _USER = 3, -2, -8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +75,14 @@ class AdaSketchNewton:
         p, where the Hessian is wanted and at the end.
     report
         What the last solve did; its advice says why one did not converge.
+    error
+        An exception that ended it.
     """
 
     def __init__(self, settings: TaoSettings | None = None, program: Program | None = None) -> None:
         self.settings, self._program = settings or TaoSettings(), program
         self.report: SolveReport | None = None
+        self.error: Exception | None = None
         self._functions: TaoFunctions | None = None
         self._multipliers: PETSc.Vec | None = None
 
@@ -109,36 +111,23 @@ class AdaSketchNewton:
         gradient, _, _ = tao.getTolerances()
         constraint, _ = tao.getConstraintTolerances()
         tolerances = Tolerances(gradient or _TOLERANCE, constraint or _TOLERANCE)
+
+        def observe(step: int, objective: float, gradient: float, constraints: float) -> int:
+            tao.monitor(its=step, f=objective, res=gradient, cnorm=constraints)
+            return int(tao.getConvergedReason())  # a monitor of the user's may stop it
+
         limit = tao.getMaximumIterations() or _ITERATIONS
-        history: list[float] = []
-        iteration: AdaSketch | None = None
-        reason, advice = 0, ""
         try:
-            iteration = AdaSketch(program, self.settings)
-            while True:
-                norm = math.hypot(iteration.gradient_norm, iteration.constraint_norm)
-                history.append(norm)
-                tao.monitor(
-                    its=len(history) - 1, f=iteration.objective, res=iteration.gradient_norm, cnorm=iteration.constraint_norm
-                )
-                if tolerances.met(iteration.gradient_norm, iteration.constraint_norm):
-                    reason = _CONVERGED
-                elif tao.getConvergedReason() != 0:  # a monitor or a test of the user's
-                    reason = int(tao.getConvergedReason())
-                elif len(history) > limit:
-                    reason = _MAXIMUM_REACHED
-                if reason:
-                    break
-                forcing = 0.3 * min(tolerances.gradient, tolerances.constraint) / norm
-                iteration.step(tolerances, forcing)
-        except Failure as failure:
-            reason, advice = failure.reason, str(failure)
-        tao.setConvergedReason(reason)
-        if iteration is not None:
+            outcome = Runner(program, self.settings, tolerances, limit, observe).run()
+        except Exception as error:
+            self.error = error  # PETSc hands on no more than a number
+            raise
+        if outcome.point is not None:
+            self._multipliers = outcome.point.dual
             if self._program is None:
-                iteration.point.primal.copy(tao.getSolution())
-            self._multipliers = iteration.point.dual
-        self.report = _report(iteration, reason, advice, history, time.perf_counter() - started)
+                outcome.point.primal.copy(tao.getSolution())
+        tao.setConvergedReason(outcome.reason)
+        self.report = _report(outcome, time.perf_counter() - started)
 
     def view(self, tao: PETSc.TAO, viewer: PETSc.Viewer) -> None:
         """Print the settings, and the report of the last solve. Collective: yes."""
@@ -149,30 +138,32 @@ class AdaSketchNewton:
             viewer.printfASCII(line + "\n")
 
 
-def _report(
-    iteration: AdaSketch | None, reason: int, advice: str, history: list[float], seconds: float
-) -> SolveReport:
-    """Return the report of a solve."""
-    if iteration is None:
-        return SolveReport("AdaSketch-Newton", converged=False, reason=reason, advice=advice)
-    counters = iteration.counters
+def _report(outcome: Outcome, seconds: float) -> SolveReport:
+    """Return the report of a run."""
+    counters = outcome.counters
+    quantities: dict[str, float | int | str] = {
+        "objective": outcome.objective,
+        "gradient of the Lagrangian": outcome.gradient,
+        "constraints": outcome.constraints,
+    }
+    if outcome.complementarity:
+        quantities["complementarity"] = outcome.complementarity
+    quantities |= {
+        "evaluations": counters.evaluations,
+        "KKT matrices": counters.setups,
+        "inertia corrections": counters.corrections,
+        "full steps": counters.unit_steps,
+    }
+    if outcome.penalties:
+        quantities["penalties"] = outcome.penalties
     return SolveReport(
-        method=f"AdaSketch-Newton, {iteration.kkt_name or 'no step was needed'}",
-        converged=reason > 0,
-        reason=reason,
-        iterations=len(history) - 1,
+        method=outcome.method,
+        converged=outcome.reason > 0,
+        reason=outcome.reason,
+        iterations=max(len(outcome.history) - 1, 0),
         linear_iterations=counters.inner_iterations,
-        residuals=tuple(history),
+        residuals=tuple(outcome.history),
         seconds={"total": seconds},
-        quantities={
-            "objective": iteration.objective,
-            "gradient of the Lagrangian": iteration.gradient_norm,
-            "constraints": iteration.constraint_norm,
-            "merit evaluations": counters.evaluations,
-            "KKT matrices": counters.setups,
-            "inertia corrections": counters.corrections,
-            "full steps": counters.unit_steps,
-            "penalties": f"{iteration.penalties.constraint:.3g}, {iteration.penalties.gradient:.3g}",
-        },
-        advice=advice or ("" if reason > 0 else TAO_ADVICE.get(reason, "see the converged reason")),
+        quantities=quantities,
+        advice=outcome.advice,
     )

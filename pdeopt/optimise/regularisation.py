@@ -7,7 +7,7 @@ from petsc4py import PETSc
 from pdeopt.optimise.program import KKTResult, KKTSolver, Mask, Pair, Program
 from pdeopt.report import ConvergenceError
 
-FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-12, 1e20
+FIRST_SHIFT, _SMALLEST_SHIFT, _LARGEST_SHIFT = 1e-4, 1e-20, 1e20
 
 
 class Failure(ConvergenceError):
@@ -56,6 +56,10 @@ class InertiaCorrection:
     def accept(self, shift: float) -> None:
         """Keep a shift that led to a step: the next correction begins near it."""
         self._last = shift
+
+    def forget(self) -> None:
+        """Begin the next correction from nothing."""
+        self._last = 0.0
 
     def increase(self, shift: float) -> float:
         """Return a larger shift.

@@ -10,7 +10,7 @@ from pdeopt import parallel
 from pdeopt.control import ControlProblem, Functional, UnsteadyControlProblem
 from pdeopt.fem import forms
 from pdeopt.optimise.control_program import ControlProgram
-from pdeopt.optimise.numpy_program import numpy_program
+from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.petsc import AdaSketchNewton, TaoSettings
 from pdeopt.optimise.program import Program, norm
 from pdeopt.optimise.reduced_program import ReducedProgram
@@ -88,7 +88,12 @@ def minimise(
             defaults = {"tao_gatol": each, "tao_grtol": 0.0, "tao_gttol": 0.0, "tao_catol": each, "tao_crtol": 0.0}
             with forms.default_options("optimise_", defaults | {"tao_max_it": max_iterations}):
                 tao.setFromOptions()
-                tao.solve()
+                try:
+                    tao.solve()
+                except PETSc.Error:
+                    if context.error is not None:
+                        raise context.error from None
+                    raise
             callbacks.raise_stored()
         finally:
             tao.destroy()

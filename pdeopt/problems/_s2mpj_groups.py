@@ -20,6 +20,10 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 
+_UNDEFINED = (OverflowError, ZeroDivisionError, ValueError)
+"""What Python's floats raise where NumPy's give Inf or NaN."""
+
+
 class _Element:
     """One weighted element of a group."""
 
@@ -33,7 +37,7 @@ class _Element:
         size = self.variables.size
         try:
             result = self._function(self._problem, level, x[self.variables].reshape(-1, 1), self._index)
-        except (OverflowError, ZeroDivisionError, FloatingPointError):  # of Python's floats; NumPy's give Inf or NaN
+        except _UNDEFINED:
             return math.nan, np.full(size, math.nan), np.full((size, size), math.nan)
         parts: Sequence[Any] = result if level > 1 else (result,)
         value = self.weight * _scalar(parts[0])
@@ -109,7 +113,7 @@ class _Group:
         try:
             # NumPy's number, not Python's: it overflows to Inf.
             result = self._function(self._problem, level, np.float64(inner), self._group)
-        except (OverflowError, ZeroDivisionError, FloatingPointError):
+        except _UNDEFINED:
             return math.nan, math.nan, math.nan
         parts = [_scalar(part) for part in (result if level > 1 else (result,))] + [0.0, 0.0]
         return parts[0], parts[1], parts[2]
@@ -188,5 +192,6 @@ def _entry(problem: Any, name: str, index: int) -> Any:
 
 
 def _scalar(value: Any) -> float:
-    """Return the number in what may be an array of one entry."""
-    return float(np.asarray(value, dtype=float).reshape(-1)[0])
+    """Return the number in what may be an array of one entry; NaN for a root of a negative number."""
+    number = np.asarray(value).reshape(-1)[0]
+    return math.nan if isinstance(number, complex) else float(number)

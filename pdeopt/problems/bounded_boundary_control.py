@@ -16,18 +16,21 @@ _KINK_DEGREE = 12  # the clipped control has a kink inside facets
 
 
 class BoundedBoundaryControl(ManufacturedControl):
-    """Minimise |y - d|^2 / 2 + |u|_b^2 / 2 + int_b g y ds subject to -laplace y + y = 0, grad y . n = u - q, |u| <= 1/2.
+    """Move the flux on the boundary of a polygon with a corner, between bounds.
 
-    The domain is the part of (-1, 1)^2 with polar angle between 0 and w; b is its boundary, on which the control acts.
-    The target d = r^l cos(l phi) with l = pi / w is harmonic, and its flux vanishes on both edges of the corner. With
-    g = - grad d . n and q = clip(d, -1/2, 1/2) the optimum is
+    Minimise |y - d|^2 / 2 + |u|_b^2 / 2 + int_b g y ds subject to
+
+        -laplace y + y = 0,   grad y . n = u - q on the boundary b,   -1/2 <= u <= 1/2.
+
+    The domain is the part of (-1, 1)^2 with polar angle between 0 and w. The target d = r^l cos(l phi), l = pi / w, is
+    harmonic, and its flux vanishes on both edges of the corner. With g = - grad d . n and q = clip(d, -1/2, 1/2) the
+    optimum is
 
         y* = 0,   u* = clip(d, -1/2, 1/2),   p* = d,
 
     since then the adjoint equation y* - d - laplace p* + p* = 0, grad p* . n = - g holds (in the sign of p that is used
-    everywhere here), and u* is the projection of p*. For w > pi / 2 the adjoint is singular at the corner, and on uniform
-    meshes its L2 error falls no faster than h^(2 l) if that is less than elements of its degree reach otherwise. All
-    quantities are dimensionless.
+    everywhere here), and u* is the projection of p*. For w > pi / 2 the adjoint is singular at the corner: on uniform
+    meshes its L2 error falls no faster than h^(2 l). All quantities are dimensionless.
 
     Parameters
     ----------
@@ -48,8 +51,8 @@ class BoundedBoundaryControl(ManufacturedControl):
     References
     ----------
     Mateos and Roesch, On saturation effects in the Neumann boundary control of elliptic optimal control problems,
-    Computational Optimization and Applications 49 (2011) 359-378; OPTPDE, problem ccbnd1. The signs of g and q are those
-    that make the above an optimum.
+    Computational Optimization and Applications 49 (2011) 359-378; OPTPDE, problem ccbnd1. The
+    signs of g and q are those that make the above an optimum.
     """
 
     def __init__(self, mesh: Mesh, angle: float = math.pi / 2, degree: int = 1) -> None:

@@ -20,9 +20,9 @@ class BratuControl(ManufacturedControl):
 
     so that L_u = alpha u* - p* vanishes. The state equation gives f = m s - delta e^s - w, the adjoint equation
     y* - d - laplace p* - delta e^(y*) p* = 0 gives d = s + alpha (k - delta e^s) w. For delta < m / e the linearised
-    equation is coercive at y*, and for alpha < 1 / (e delta) so is L_yy = 1 - delta e^(y*) p*: the stationary point is a
-    strict local minimum. The equation has no solution for some controls and two for others, so steps from afar may
-    fail. All quantities are dimensionless. No optimum of a Bratu control problem was found in the literature.
+    equation is coercive at y*, and for alpha < 1 / (e delta) L_yy = 1 - delta e^(y*) p* is positive: the stationary
+    point is a strict local minimum. The equation has no solution for some controls and two for others, so steps from
+    afar may fail. All quantities are dimensionless. No optimum of a Bratu control problem was found in the literature.
 
     Parameters
     ----------

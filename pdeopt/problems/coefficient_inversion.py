@@ -5,7 +5,6 @@ import math
 from mpi4py import MPI
 from petsc4py import PETSc
 
-import dolfinx
 import numpy as np
 import numpy.typing as npt
 import ufl
@@ -13,12 +12,13 @@ from dolfinx import fem
 
 from pdeopt.control import ControlProblem
 from pdeopt.fem import forms
-from pdeopt.parallel import random_stream
+from pdeopt.parallel import normal_numbers, random_stream
 from pdeopt.problems.linear import Mesh, check_mesh, check_range
 from pdeopt.problems.manufactured_control import unit_cube_dimension, zero_on_boundary
 from pdeopt.report import InputError
 
 Array = npt.NDArray[np.float64]
+_NOISE = "problems.coefficient_inversion.noise"
 _MARGIN = 0.1  # between the sensors and the boundary
 
 
@@ -34,9 +34,9 @@ class CoefficientInversion:
     independent normal noise of standard deviation ``noise`` times the largest value. All quantities are dimensionless.
 
     Seen everywhere, with the default mesh, degree and epsilon = 0, this is the model problem of Villa and Petra's
-    course (uvilla/inverse17, ``Poisson_INCG``), where an inexact Newton-CG method that stops at a gradient of 1e-8 needs
-    8 iterations and 44 of CG, and reports an objective of 1.81528e-7; its noise is not seeded, so the last digits of
-    another draw differ. A sensor reads the state at the centroid of the cell that its place lies in.
+    course (uvilla/inverse17, ``Poisson_INCG``), where an inexact Newton-CG method that stops at a gradient of 1e-8
+    needs 8 iterations and 44 of CG, and reports an objective of 1.81528e-7; its noise is not seeded, so that other
+    draws differ by 1 %. A sensor reads the state at the centroid of the cell that its place lies in.
 
     Parameters
     ----------
@@ -116,7 +116,10 @@ class CoefficientInversion:
             misfit = 0.5 * (state - self.data) ** 2 * dx
         else:
             misfit = self._sensor_misfit(exact, sensors)
-        trial, trial_test = ufl.TrialFunction(self.control.function_space), ufl.TestFunction(self.control.function_space)
+        trial, trial_test = (
+            ufl.TrialFunction(self.control.function_space),
+            ufl.TestFunction(self.control.function_space),
+        )
         scale = shift if epsilon > 0.0 else fem.Constant(mesh, 1.0)
         product = weight * (ufl.inner(ufl.grad(trial), ufl.grad(trial_test)) + scale * trial * trial_test) * dx
         self.problem = ControlProblem(
@@ -151,13 +154,13 @@ class CoefficientInversion:
         return exact
 
     def _noisy_state(self, exact: fem.Function, bcs: list[fem.DirichletBC]) -> fem.Function:
-        """Return the state with independent noise at every node, by the node's place and so alike on all rank counts."""
+        """Return the state with noise that belongs to the place of a node, so alike on every number of ranks."""
         space = exact.function_space
         owned = forms.owned_size(space)
         largest = self._mesh.comm.allreduce(float(np.abs(exact.x.array[:owned]).max(initial=0.0)), op=MPI.MAX)
         places = np.round(space.tabulate_dof_coordinates()[:owned, :2] * 2**24).astype(np.int64)
         data = fem.Function(space, name="data")
-        values = exact.x.array[:owned] + self._noise * largest * _normal_by_place(places, self._seed)
+        values = exact.x.array[:owned] + self._noise * largest * normal_numbers(_NOISE, places, self._seed)
         values[forms.owned_dirichlet_dofs(bcs)] = 0.0
         forms.set_function(data, values)
         return data
@@ -252,21 +255,3 @@ def _spread(count: int, seed: int) -> Array:
     steps = np.arange(1, count + 1)[:, None] * np.array([1.0 / generator, 1.0 / generator**2])
     shift = random_stream("problems.coefficient_inversion.sensors", seed).random(2)
     return np.asarray(_MARGIN + (1.0 - 2.0 * _MARGIN) * ((steps + shift) % 1.0))
-
-
-def _normal_by_place(places: npt.NDArray[np.int64], seed: int) -> Array:
-    """Return normal numbers that depend on seed and integer coordinates alone, shape (points,)."""
-    key = random_stream("problems.coefficient_inversion.noise", seed).integers(2**63, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        state = places[:, 0].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        state ^= places[:, 1].astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F) + key
-        uniform = [_mix(state + np.uint64(i)) / 2.0**64 for i in (1, 2)]
-    radius = np.sqrt(-2.0 * np.log(1.0 - uniform[0] * (1.0 - 2.0**-53)))
-    return np.asarray(radius * np.cos(2.0 * np.pi * uniform[1]))
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scramble 64-bit numbers by the finaliser of SplitMix64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -5,7 +5,7 @@ import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mpi4py import MPI
@@ -69,10 +69,30 @@ def cylinder_mesh(comm: MPI.Comm, edges: int = 64) -> MeshData:
     """
     if edges < 16 or edges % 4:
         raise InputError(f"edges = {edges} around the cylinder: choose a multiple of 4 that is at least 16")
-    folder = pathlib.Path(on_root(comm, lambda: tempfile.mkdtemp(prefix="pdeopt_cylinder_")))
+    return mesh_by_gmsh(comm, lambda model: _generate(model, edges))
+
+
+def mesh_by_gmsh(comm: MPI.Comm, generate: Callable[[Any], None]) -> MeshData:
+    """Make a mesh with Gmsh on rank 0, so that it is the same on any number of ranks, and distribute it.
+
+    Parameters
+    ----------
+    comm
+        Communicator to distribute the mesh over.
+    generate
+        Fills an empty Gmsh model: geometry, physical groups and mesh.
+
+    Raises
+    ------
+    MissingPackageError
+        If Gmsh cannot be loaded.
+
+    Collective: yes.
+    """
+    folder = pathlib.Path(on_root(comm, lambda: tempfile.mkdtemp(prefix="pdeopt_gmsh_")))
     try:
-        on_root(comm, lambda: _write_mesh(folder / "cylinder.msh", edges))
-        return read_mesh(folder / "cylinder.msh", comm)
+        on_root(comm, lambda: _write_mesh(folder / "mesh.msh", generate))
+        return read_mesh(folder / "mesh.msh", comm)
     finally:
         if comm.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +105,7 @@ def _gmsh_model() -> Iterator[Any]:
         import gmsh
     except (ImportError, OSError) as error:  # the library itself may lack one of the system's
         raise MissingPackageError(
-            f"the mesh of the cylinder needs Gmsh ({error}): run `python -m pip install gmsh`, and install the system "
+            f"this mesh is made by Gmsh ({error}): run `python -m pip install gmsh`, and install the system "
             "library that is named, if one is (libGLU comes as libglu1-mesa)"
         ) from error
     open_session = gmsh.isInitialized()
@@ -96,7 +116,7 @@ def _gmsh_model() -> Iterator[Any]:
     try:
         for name, value in _OPTIONS.items():
             gmsh.option.setNumber(name, value)
-        gmsh.model.add("pdeopt cylinder")
+        gmsh.model.add("pdeopt")
         yield gmsh
     finally:
         if open_session:
@@ -108,10 +128,10 @@ def _gmsh_model() -> Iterator[Any]:
             gmsh.finalize()
 
 
-def _write_mesh(path: pathlib.Path, edges: int) -> None:
+def _write_mesh(path: pathlib.Path, generate: Callable[[Any], None]) -> None:
     """Make the mesh and write it, on this rank alone. Collective: no."""
     with _gmsh_model() as gmsh:
-        _generate(gmsh.model, edges)
+        generate(gmsh.model)
         gmsh.write(str(path))
 
 

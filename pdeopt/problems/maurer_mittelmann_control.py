@@ -1,5 +1,7 @@
 """Control of an exponential reaction with bounds on control and state: Example 4 of Maurer and Mittelmann."""
 
+from typing import ClassVar
+
 import dolfinx
 import ufl
 
@@ -10,7 +12,9 @@ from pdeopt.report import MeshError
 
 
 class MaurerMittelmannControl:
-    """Minimise |y - d|^2 / 2 + alpha |u|^2 / 2 on the unit square with bounds on the control and on the state,
+    """Minimise |y - d|^2 / 2 + alpha |u|^2 / 2 with bounds on the control and on the state.
+
+    On the unit square, subject to
 
         -laplace y - e^y = u,   grad y . n + y = 0 on the boundary,   lower <= u <= upper,   y <= ceiling.
 
@@ -54,7 +58,7 @@ class MaurerMittelmannControl:
     constraints, Part 2: Distributed control, Computational Optimization and Applications 18 (2001) 141-160, Table 4.
     """
 
-    PUBLISHED_OBJECTIVES = {50: 0.0773888, 100: 0.0780638, 200: 0.0784259}
+    PUBLISHED_OBJECTIVES: ClassVar = {50: 0.0773888, 100: 0.0780638, 200: 0.0784259}
     LEAST_OBJECTIVE = 0.078803
 
     def __init__(

@@ -32,8 +32,8 @@ class NavierStokesControl(ManufacturedControl):
 
         d = y* - nu laplace z* + (grad y*)' z* - (y* . grad) z*.
 
-    All speeds are at most about 1, so Re is the Reynolds number of the flow. The second derivative of convection adds to
-    the Hessian by the state a term of the size of z*, so for small alpha the stationary point is a strict local
+    All speeds are at most about 1, so Re is the Reynolds number of the flow. The second derivative of convection adds
+    to the Hessian by the state a term of the size of z*, so for small alpha the stationary point is a strict local
     minimum. The pressures are fixed by their value at the origin. All quantities are dimensionless.
 
     Parameters
@@ -103,7 +103,7 @@ class NavierStokesControl(ManufacturedControl):
         exact = {
             "state": ufl.as_vector([exact_velocity[0], exact_velocity[1], exact_pressure]),
             "control": exact_control,
-            "adjoint": ufl.as_vector([multiplier[0], multiplier[1], 0.0 * x[0]]),
+            "adjoint": ufl.as_vector([multiplier[0], multiplier[1], fem.Constant(mesh, 0.0)]),
         }
         super().__init__(problem, exact, ufl.dx(mesh, metadata={"quadrature_degree": 2 * degree + 3}))
 
@@ -132,7 +132,9 @@ class NavierStokesControl(ManufacturedControl):
         """Set state, control and adjoint to the interpolants of the optimum. Collective: yes."""
         for name in ("state", "adjoint"):
             function = self._unknowns[name]
-            for number, values in enumerate((ufl.as_vector([self.exact[name][i] for i in (0, 1)]), self.exact[name][2])):
+            for number, values in enumerate(
+                (ufl.as_vector([self.exact[name][i] for i in (0, 1)]), self.exact[name][2])
+            ):
                 collapsed, dofs = function.function_space.sub(number).collapse()
                 part = fem.Function(collapsed)
                 part.interpolate(fem.Expression(values, collapsed.element.interpolation_points))

@@ -1,6 +1,7 @@
 """Distributed control of Poisson's equation with given boundary values: examples of Rees, Dollar and Wathen."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import dolfinx
 import numpy as np
@@ -19,18 +20,18 @@ _STATE_BOUND = 0.01
 
 
 class ReesDollarWathenControl:
-    """Minimise |y - d|^2 / 2 + beta |u|^2 subject to -laplace y = u on the unit square, y = d and u = 0 on its boundary.
+    """Minimise |y - d|^2 / 2 + beta |u|^2 subject to -laplace y = u, with y = d and u = 0 on the boundary.
 
-    Example 5.1 has the target d = (2 x_0 - 1)^2 (2 x_1 - 1)^2 where both coordinates are at most 1/2 and d = 0 elsewhere,
-    example 5.2 the target d = exp(-64 |x - (1/2, 1/2)|^2). Both are interpolated. With bounds inside the square
+    On the unit square. Example 5.1 has d = (2 x_0 - 1)^2 (2 x_1 - 1)^2 where both coordinates are at most 1/2 and d = 0
+    elsewhere, example 5.2 d = exp(-64 |x - (1/2, 1/2)|^2); both are interpolated. With bounds inside the square
 
         (2 - x_0) exp(-|x|^2) / 10 <= u <= 0.6 for x_1 <= 1/2, 0.9 beyond,
 
     and with a bound on the state y <= 0.01 inside, which example 5.2 has in one of its published forms. All quantities
     are dimensionless.
 
-    On n x n squares of bilinear elements this is the problem RDW2D51F ("U" without bounds, "B" with both kinds) or
-    RDW2D52F of the CUTEst collection with N = n.
+    On n x n squares of bilinear elements these are the problems RDW2D51U (without bounds), RDW2D51F (on the control),
+    RDW2D52U, RDW2D52F and RDW2D52B (on both) of the CUTEst collection with N = n.
 
     Parameters
     ----------
@@ -48,9 +49,12 @@ class ReesDollarWathenControl:
     Attributes
     ----------
     problem, control
-        The control problem, and its control.
+        The control problem, and its control. Where it is 0 bounds hold it.
     target
         The interpolated d.
+    CUTEST_OBJECTIVES
+        Least objectives for N = 8 by name in the collection, computed from its data: without bounds by a sparse solve,
+        with bounds on the control by L-BFGS-B in its space, with both kinds by IPOPT.
 
     Raises
     ------
@@ -65,6 +69,14 @@ class ReesDollarWathenControl:
     (2010) 271-298, Examples 5.1 and 5.2. The bounds: Stoll and Wathen, Preconditioning for PDE constrained optimization
     with control constraints, Oxford Centre for Collaborative Applied Mathematics (2009).
     """
+
+    CUTEST_OBJECTIVES: ClassVar = {
+        "RDW2D51U": 8.480653643529431e-4,
+        "RDW2D51F": 1.1102902782311784e-3,
+        "RDW2D52U": 8.589784476509515e-3,
+        "RDW2D52F": 8.615910167065819e-3,
+        "RDW2D52B": 9.03324929070e-3,
+    }
 
     def __init__(
         self,

@@ -9,9 +9,9 @@ from petsc4py import PETSc
 
 import numpy as np
 
+from pdeopt.fem.settings import read_settings
 from pdeopt.relaxation._auto_solver import Automatic, Held, build, print_report, set_up
 from pdeopt.relaxation._automatic_pc import AutoPC
-from pdeopt.fem.settings import read_settings
 from pdeopt.relaxation.features import MatrixFeatures, from_root, is_assembled, slowest
 from pdeopt.relaxation.overlay_watch import Stopwatch
 from pdeopt.relaxation.race import Race, Sample

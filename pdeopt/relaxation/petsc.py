@@ -9,9 +9,9 @@ from array import array
 from mpi4py import MPI
 from petsc4py import PETSc
 
+from pdeopt.fem.settings import read_settings
 from pdeopt.parallel import on_root, raise_everywhere
 from pdeopt.relaxation._bandit_settings import BanditSettings, Learner
-from pdeopt.fem.settings import read_settings
 from pdeopt.relaxation._state import StateKeeper
 from pdeopt.relaxation.contexts import StiffnessRatio
 from pdeopt.relaxation.petsc_multicolour import MulticolourSettings, MulticolourSOR

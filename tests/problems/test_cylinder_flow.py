@@ -73,7 +73,7 @@ def test_an_open_session_of_gmsh_is_left_as_it_was():
         gmsh.model.occ.synchronize()
         again = cylinder_mesh(MPI.COMM_WORLD, 16)
         assert gmsh.model.getCurrent() == "mine"
-        assert gmsh.model.list().count("pdeopt cylinder") == 0
+        assert gmsh.model.list().count("pdeopt") == 0
         assert len(gmsh.model.getEntities(2)) == 1
         assert gmsh.option.getNumber("Mesh.Algorithm") == 5
         assert gmsh.option.getNumber("Mesh.MeshSizeExtendFromBoundary") == 1

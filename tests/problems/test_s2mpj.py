@@ -74,7 +74,9 @@ def test_sparsity_patterns_do_not_depend_on_the_point():
 def test_undefined_values_are_not_numbers_instead_of_errors():
     program = read_s2mpj("HS6")
     assert program.objective(np.full(2, 1e200)) == np.inf
-    assert not np.isfinite(read_s2mpj("HS61").objective(np.full(3, np.nan)))
+    assert np.isnan(read_s2mpj("HS61").objective(np.full(3, np.nan)))
+    roots = read_s2mpj("WATER")  # fractional powers
+    assert np.isnan(roots.objective(np.full(roots.size, -1e3)))
 
 
 def test_known_values_belong_to_the_size_that_is_built():
