@@ -9,7 +9,7 @@ from pdeopt.optimise.active_set import ActiveSet, solve_bounded
 from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.newton import Tolerances
-from pdeopt.optimise.numpy_program import numpy_program
+from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.regularisation import Failure
 from pdeopt.problems import BoundedPoissonControl
 

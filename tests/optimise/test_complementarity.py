@@ -5,7 +5,7 @@ import pytest
 from program_cases import quadratic
 
 from pdeopt.optimise.complementarity import ComplementaritySolver, PairPenalty
-from pdeopt.optimise.numpy_program import numpy_program
+from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.regularisation import Failure
 from pdeopt.report import InputError
 
