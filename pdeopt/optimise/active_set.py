@@ -64,6 +64,9 @@ class ActiveSet:
         self.program = program
         self.counters = Counters()
         self.bounds = Bounds(program)
+        weights = program.weights()
+        self.bounds.weights = np.array(weights.array_r)  # of the metric, in which the curvature is moderate
+        weights.destroy()
         self._inertia = InertiaCorrection(program, self.counters)
         self.point = program.create()
         program.get(self.point)

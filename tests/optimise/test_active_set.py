@@ -7,9 +7,9 @@ from program_cases import general, quadratic
 
 from pdeopt.optimise.active_set import ActiveSet, solve_bounded
 from pdeopt.optimise.control_program import ControlProgram
+from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.newton import Tolerances
-from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.regularisation import Failure
 from pdeopt.problems import BoundedPoissonControl
 
@@ -18,7 +18,7 @@ from pdeopt.problems import BoundedPoissonControl
 def test_bounded_control_takes_few_steps_on_every_mesh():
     """Both methods, the same value; the active set method ends at rounding, the other does not grow with the mesh."""
     steps, values = {"active": [], "interior": []}, []
-    for number in (8, 16, 32):
+    for number in (8, 16, 32) if MPI.COMM_WORLD.size == 1 else (8, 16):
         mesh = dolfinx.mesh.create_unit_square(MPI.COMM_WORLD, number, number)
         pair = []
         for name, kind in (("active", ActiveSet), ("interior", InteriorPoint)):
@@ -36,7 +36,7 @@ def test_bounded_control_takes_few_steps_on_every_mesh():
         values.append(pair[0])
     assert max(steps["active"]) <= 6
     assert max(steps["interior"]) <= 10
-    assert steps["interior"][2] <= steps["interior"][1] + 1
+    assert steps["interior"][-1] <= steps["interior"][-2] + 1
 
 
 def test_quadratic_programs_end_after_few_steps():

@@ -1,12 +1,15 @@
 from mpi4py import MPI
 
+import dolfinx
 import numpy as np
 import pytest
 from program_cases import quadratic
 
-from pdeopt.optimise.complementarity import ComplementaritySolver, PairPenalty
+from pdeopt.optimise.complementarity import ComplementaritySolver, ConstantPenalty, PairPenalty
+from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.regularisation import Failure
+from pdeopt.problems.obstacle_control import ObstacleComplementarityControl
 from pdeopt.report import InputError
 
 
@@ -80,3 +83,24 @@ def test_wrong_pairs_are_refused():
         solver(program, [0], [2])
     with pytest.raises(InputError, match="positive"):
         PairPenalty(numpy_program(program), np.array([0]), np.array([1]), np.array([0.0]))
+
+
+@pytest.mark.parallel([1, 2])
+def test_obstacle_control_with_the_penalty_in_its_form():
+    """The membrane over an obstacle: force and height are complementary at every vertex; IPOPT finds 0.0114388."""
+    mesh = dolfinx.mesh.create_unit_square(MPI.COMM_WORLD, 8, 8)
+    case = ObstacleComplementarityControl(mesh)
+    program = ControlProgram(case.problem, "factorisation")
+    size = program.system.layout.sizes[0]
+    inside = np.flatnonzero(~program.system.dirichlet_mask())
+    weights = np.full(inside.size, 1.0 / 64.0)
+    penalty = ConstantPenalty(program, case.penalty, inside, inside + 2 * size, weights)
+    method = ComplementaritySolver(penalty, initial=0.01)
+    report = method.solve()
+    assert method.interior.objective == pytest.approx(0.0114388, abs=2e-7)
+    assert report.largest_product <= 1e-7
+    assert report.stationarity == "strong"
+    assert report.penalty > 0.01
+    assert report.iterations <= 40
+    method.destroy()
+    program.destroy()

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_cases import general, quadratic
 
+from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.matrices import MatrixProgram, vector
-from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.program import Pair
 from pdeopt.optimise.regularisation import Failure
 
