@@ -25,7 +25,7 @@ from pdeopt.report import InputError
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.integer]
-_GROWTH, _LARGEST_PENALTY = 10.0, 1e10
+_GROWTH, _LARGEST_PENALTY = 10.0, 1e7  # beyond, rounding of the penalty drowns the objective
 _RELATION = 0.4  # products may be as large as mu to this power before rho grows
 
 
