@@ -12,7 +12,6 @@ from pdeopt.optimise.regularisation import Counters
 
 PROGRESS = 0.9999
 _CORRECTIONS = 4
-_RAPID, _ROUNDING = 0.1, 1e-11  # decrease of the residual that convinces where the objective cannot tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +63,6 @@ class FilterSearch:
         x = np.array(point.primal.array_r)
         return self.evaluate(point, self.bounds.move(x, state.multipliers, change, dual_length, barrier))
 
-    @staticmethod
-    def _equal(here: Measures, trial: Measures) -> bool:
-        """Whether rounding may decide which of two points is better."""
-        size = max(abs(here.objective), abs(trial.objective))
-        return abs(here.objective - trial.objective) <= _ROUNDING * size
-
     def _slope(self, state: State, direction: Pair, barrier: float) -> float:
         """Return the derivative of the barrier function along a direction; the program stands at the point."""
         product = state.point.dual.duplicate()
@@ -118,10 +111,7 @@ class FilterSearch:
                     if corrected is not None:
                         trial.destroy()
                         return corrected, length
-                norm = trial.subproblem_norm(bounds, barrier)
-                if trial.finite and norm <= _RAPID * best and self._equal(here, measures):
-                    return trial, length
-                if trial.finite and norm <= PROGRESS * best:
+                if trial.finite and trial.subproblem_norm(bounds, barrier) <= PROGRESS * best:
                     soft, length = trial, 0.5 * length
                     continue
             trial.destroy()
