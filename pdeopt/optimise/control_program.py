@@ -249,6 +249,15 @@ class ControlProgram:
         vector.array[:] = np.concatenate(parts)
         return vector
 
+    def measures(self) -> PETSc.Vec:
+        """Return the diagonals of the mass matrices, without the weights of the norm, new. Collective: yes."""
+        system = self.system
+        parts = [np.where(system.dirichlet_mask(), 1.0, self._state_mass.getDiagonal().array_r)]
+        parts += [product.getDiagonal().array_r for product in system.control_products]
+        vector = self._primal_layout.create_vector()
+        vector.array[:] = np.concatenate(parts)
+        return vector
+
     def kkt_solver(
         self,
         shift: float = 0.0,
