@@ -14,7 +14,7 @@ from petsc4py import PETSc
 
 from pdeopt import parallel
 from pdeopt.control.reduced import Functional
-from pdeopt.control.solvers import ControlPreconditioner
+from pdeopt.control.reduced_kkt import ControlPreconditioner
 from pdeopt.fem import forms
 from pdeopt.report import TAO_ADVICE, ConvergenceError, OptionError, SolveReport
 

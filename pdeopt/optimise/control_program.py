@@ -16,6 +16,7 @@ from pdeopt.control.preconditioners import LinearContext
 from pdeopt.fem import forms
 from pdeopt.optimise.control_kkt import METHODS, ControlKKT
 from pdeopt.optimise.program import KKTSolver, Mask, Pair
+from pdeopt.optimise.recycled import RecycledDirections
 from pdeopt.report import OptionError
 
 Array = npt.NDArray[np.float64]
@@ -64,7 +65,7 @@ class ControlProgram:
         self._matrix: PETSc.Mat | None = None
         self._gradients: list[PETSc.Vec] | None = None
         self._state_mass = solvers.state_mass_matrix(system)
-        self._symmetric = solvers.is_symmetric(self._blocks.state_operator)
+        self._symmetric = solvers.state_operator_is_symmetric(system, self._blocks.state_operator)
         self._structure = structure.recognise(system, self._blocks, self._state_mass)
         system.calibrate_norm(self._blocks, self._state_mass)
         self._bounds = self._make_bounds()
@@ -75,6 +76,7 @@ class ControlProgram:
         else:
             self.why = "asked for"
         self.method = method
+        self.recycled = RecycledDirections(system) if method == "reduced_hessian" else None
 
     # Points ----------------------------------------------------------------------------------------------------------
 
@@ -292,5 +294,7 @@ class ControlProgram:
         """Free the PETSc objects; the problem stays. Collective: yes."""
         self._forget()
         self._state_mass.destroy()
+        if self.recycled is not None:
+            self.recycled.release()
         for vector in (*self._work, *(self._bounds or ())):
             vector.destroy()

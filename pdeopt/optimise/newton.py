@@ -349,6 +349,7 @@ class AdaSketch:
             if result.relative_residual > accuracy:
                 result = kkt.solve(right, direction, accuracy, improve=True)
                 self.counters.inner_iterations += result.iterations
+                self.counters.state_solves += result.state_solves
                 slopes = self.evaluation.slopes(direction)
                 self.accuracy = max(min(self.accuracy, accuracy), 1e-6)
         self.penalties = penalties
