@@ -11,7 +11,7 @@ from pdeopt.control import solvers
 from pdeopt.control.kkt import Blocks
 from pdeopt.control.solvers import KKTSolver as StructuredSolver
 from pdeopt.fem import forms
-from pdeopt.optimise.matrix_kkt import FACTORISATION, KRYLOV, SKETCHES
+from pdeopt.optimise.matrix_kkt import SKETCHES, default_options
 from pdeopt.optimise.program import KKTResult, Mask, Pair
 from pdeopt.report import ConvergenceError, OptionError
 
@@ -155,10 +155,7 @@ class ControlKKT:
         self._ksp = ksp = PETSc.KSP().create(system.comm)
         ksp.setOptionsPrefix("kkt_")
         ksp.setOperators(matrix)
-        defaults: dict[str, object] = dict(FACTORISATION if method == "factorisation" else KRYLOV)
-        if method in SKETCHES:
-            defaults |= {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP", "ksp_sketch_type": method}
-        with forms.default_options("kkt_", defaults):
+        with forms.default_options("kkt_", default_options(method, "kkt_")):
             ksp.setFromOptions()
             ksp.setErrorIfNotConverged(False)
             ksp.setUp()
