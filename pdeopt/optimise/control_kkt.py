@@ -205,7 +205,7 @@ class ControlKKT:
     def _solve_core(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float) -> int:
         """Solve without the extra constraints and return the iterations. Collective: yes."""
         if self._structured is not None:
-            return self._structured.solve(right, out, rtol)
+            return self._structured.solve(right, out, rtol, report_negative_curvature=True)
         assert self._ksp is not None
         scaled = right.copy()
         if self._fixed is not None:
@@ -257,7 +257,8 @@ class ControlKKT:
             raise ConvergenceError("the KKT system could not be solved: its matrix is singular, or has NaN or Inf")
         program.split(solution, out, multipliers)
         solves = self._structured.solves - solves if self._structured is not None else 0
-        return KKTResult(iterations, relative, state_solves=solves)
+        indefinite = self._structured is not None and self._structured.negative_curvature
+        return KKTResult(iterations, relative, indefinite, solves)
 
     def _residual(self, vector: PETSc.Vec, multipliers: Array, extra: Array, right: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set right - K z, the part of the extra constraints into ``_last_extra``."""
