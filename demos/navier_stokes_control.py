@@ -1,8 +1,8 @@
 # # A flow over a step that does not turn back
 #
-# Behind a step a flow separates: a vortex turns below the jet, and along the lower wall the fluid runs backwards. Creeping
-# flow hardly does so. Which force in the channel makes the flow at Reynolds number 200 look like creeping flow? With
-# the velocity $u$, the pressure $p$ and the force $f$,
+# Behind a step a flow separates: a vortex turns below the jet, and along the lower wall the fluid runs backwards.
+# Creeping flow hardly does so. Which force in the channel makes the flow at Reynolds number 200 look like creeping
+# flow? With the velocity $u$, the pressure $p$ and the force $f$,
 #
 # $$ \min\ \tfrac12 \int |u - u_d|^2\,dx + \tfrac{\alpha}{2} \int |f|^2\,dx \quad\text{subject to}\quad
 #    (u\cdot\nabla) u - \nu\,\Delta u + \nabla p = f, \quad \nabla\cdot u = 0, $$
@@ -103,7 +103,7 @@ print_root(comm, f"backward flow: {before:.4f} without force, {after:.4f} with i
 
 controlled = flow.sub(0).collapse()
 output.write_fields(folder / "fields", {"velocity_without": resting, "velocity": controlled, "force": force})
-speeds = {"speed, no force": resting, "speed, controlled": controlled}
+speeds = {"speed without force (mean inflow = 1)": resting, "speed with the best force": controlled}
 plot_fields(speeds, folder / "flow.png", limits=dict.fromkeys(speeds, (0.0, 1.5)))
 plot_fields({"force": force}, folder / "a_force.png")
 plot_convergence(
