@@ -15,7 +15,8 @@ from petsc4py import PETSc
 import numpy as np
 import numpy.typing as npt
 
-from pdeopt.optimise.interior import InteriorPoint, InteriorPointSettings
+from pdeopt.optimise.interior import InteriorPoint
+from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.matrices import MatrixProgram
 from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import Program
@@ -24,7 +25,7 @@ from pdeopt.report import InputError
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.integer]
-_GROWTH, _LARGEST_PENALTY = 10.0, 1e10
+_GROWTH, _LARGEST_PENALTY = 10.0, 1e7  # beyond, rounding of the penalty drowns the objective
 _RELATION = 0.4  # products may be as large as mu to this power before rho grows
 
 
@@ -75,7 +76,7 @@ class PairPenalty:
         first, second = np.asarray(first, dtype=PETSc.IntType), np.asarray(second, dtype=PETSc.IntType)
         point = program.create()
         size = point.primal.getSize()
-        if first.shape != second.shape or first.ndim != 1 or ((first < 0) | (first >= size)).any():
+        if first.shape != second.shape or first.ndim != 1 or not _within(size, first, second):
             raise InputError(
                 f"pairs have shapes {first.shape} and {second.shape}: give two lists of indices below {size}"
             )
@@ -149,6 +150,10 @@ class ConstantPenalty:
         return self._weights
 
 
+def _within(size: int, *indices: Indices) -> bool:
+    return all(bool(((index >= 0) & (index < size)).all()) for index in indices)
+
+
 @dataclasses.dataclass(frozen=True)
 class ComplementarityReport:
     """What was reached.
@@ -183,7 +188,7 @@ class ComplementaritySolver:
     penalty
         The term of the objective.
     settings
-        Numbers of the interior point method.
+        Numbers of the interior point method; mu falls monotonically if None, since rho follows it.
     initial
         First rho.
     tolerance
@@ -208,7 +213,7 @@ class ComplementaritySolver:
         self._term, self._tolerance = penalty, tolerance
         self.penalty = initial
         penalty.set(initial)
-        self.interior = InteriorPoint(penalty.program, settings)
+        self.interior = InteriorPoint(penalty.program, settings or InteriorPointSettings(adaptive=False))
 
     def solve(self, tolerances: Tolerances | None = None, limit: int = 300) -> ComplementarityReport:
         """Step until optimality and products are within their tolerances. Collective: yes.

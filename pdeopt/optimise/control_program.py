@@ -4,10 +4,11 @@ Inner products are those of `pdeopt.control.riesz`, so that merit function, tole
 the mesh. Dirichlet conditions of the state hold from the start on: no step changes them.
 """
 
-import numpy as np
-import numpy.typing as npt
 from mpi4py import MPI
 from petsc4py import PETSc
+
+import numpy as np
+import numpy.typing as npt
 
 from pdeopt.control import ControlProblem, solvers, structure
 from pdeopt.control.kkt import Blocks
@@ -15,6 +16,7 @@ from pdeopt.control.preconditioners import LinearContext
 from pdeopt.fem import forms
 from pdeopt.optimise.control_kkt import METHODS, ControlKKT
 from pdeopt.optimise.program import KKTSolver, Mask, Pair
+from pdeopt.optimise.recycled import RecycledDirections
 from pdeopt.report import OptionError
 
 Array = npt.NDArray[np.float64]
@@ -63,15 +65,18 @@ class ControlProgram:
         self._matrix: PETSc.Mat | None = None
         self._gradients: list[PETSc.Vec] | None = None
         self._state_mass = solvers.state_mass_matrix(system)
-        self._symmetric = solvers.is_symmetric(self._blocks.state_operator)
+        self._symmetric = solvers.state_operator_is_symmetric(system, self._blocks.state_operator)
         self._structure = structure.recognise(system, self._blocks, self._state_mass)
         system.calibrate_norm(self._blocks, self._state_mass)
         self._bounds = self._make_bounds()
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
+            if method == "direct" and not self.quadratic:
+                method, self.why = "factorisation", f"{self.why}; the symmetric one knows the inertia"
         else:
             self.why = "asked for"
         self.method = method
+        self.recycled = RecycledDirections(system) if method == "reduced_hessian" else None
 
     # Points ----------------------------------------------------------------------------------------------------------
 
@@ -246,6 +251,15 @@ class ControlProgram:
         vector.array[:] = np.concatenate(parts)
         return vector
 
+    def measures(self) -> PETSc.Vec:
+        """Return the diagonals of the mass matrices, without the weights of the norm, new. Collective: yes."""
+        system = self.system
+        parts = [np.where(system.dirichlet_mask(), 1.0, self._state_mass.getDiagonal().array_r)]
+        parts += [product.getDiagonal().array_r for product in system.control_products]
+        vector = self._primal_layout.create_vector()
+        vector.array[:] = np.concatenate(parts)
+        return vector
+
     def kkt_solver(
         self,
         shift: float = 0.0,
@@ -280,5 +294,7 @@ class ControlProgram:
         """Free the PETSc objects; the problem stays. Collective: yes."""
         self._forget()
         self._state_mass.destroy()
+        if self.recycled is not None:
+            self.recycled.release()
         for vector in (*self._work, *(self._bounds or ())):
             vector.destroy()

@@ -11,72 +11,33 @@ The barrier parameter follows Mehrotra's prediction while full steps reduce the 
 monotonically, with the filter, while they do not (Nocedal, Waechter, Waltz, SIAM J. Optim. 19 (2009) 1674-1693).
 """
 
-import dataclasses
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from pdeopt.optimise.barrier import BoundMultipliers, Bounds, Targets
 from pdeopt.optimise.filter import Filter, Measures
-from pdeopt.optimise.interior_state import Norms, State
+from pdeopt.optimise.filter_search import PROGRESS, FilterSearch, StepRule
+from pdeopt.optimise.interior_state import (
+    LARGEST_MULTIPLIER,
+    InteriorPointSettings,
+    Norms,
+    State,
+    fit_multipliers,
+)
 from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import KKTSolver, Pair, Program
 from pdeopt.optimise.regularisation import FIRST_SHIFT, Counters, Failure, InertiaCorrection
 from pdeopt.optimise.restoration import restore
-from pdeopt.report import ConvergenceError, InputError
 
 Array = npt.NDArray[np.float64]
 _DUAL_SHIFT = 1e-8  # times mu^(1/4): where gradients of the constraints are linearly dependent
 _SUBPROBLEM = 10.0  # a barrier problem is solved to this times mu
-_PROGRESS = 0.9999
 _BALANCE = 1e-2
 _CORRECTED = 0.1  # length of the predicted step from which its second-order terms are worth correcting
 _MEMORY = 4
-_LARGEST_MULTIPLIER = 1e3
 _RUNAWAY = 1e8  # multipliers beyond this say that constraints depend on each other, not what they cost
 _UNBOUNDED = -1e20
 _DIVERGED = 1e20
-
-
-@dataclasses.dataclass(frozen=True)
-class InteriorPointSettings:
-    """The numbers of the method.
-
-    Parameters
-    ----------
-    barrier
-        First mu where it falls monotonically; relative to the first gradient's norm where that is above 100.
-    adaptive
-        Whether mu may follow Mehrotra's prediction.
-    linear_decrease, superlinear_decrease
-        mu becomes the smaller of linear_decrease * mu and mu^superlinear_decrease.
-    boundary
-        Least share of the way to the boundary that a step may go, in (0, 1).
-    accuracy
-        Relative residual of the KKT solves, where they are iterative.
-
-    Raises
-    ------
-    InputError
-        If a number is out of its range.
-    """
-
-    barrier: float = 0.1
-    adaptive: bool = True
-    linear_decrease: float = 0.2
-    superlinear_decrease: float = 1.5
-    boundary: float = 0.99
-    accuracy: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if not self.barrier > 0.0:
-            raise InputError(f"barrier is {self.barrier:g}: it must be positive")
-        for name in ("linear_decrease", "boundary", "accuracy"):
-            if not 0.0 < getattr(self, name) < 1.0:
-                raise InputError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
-        if not 1.0 < self.superlinear_decrease < 2.0:
-            raise InputError(f"superlinear_decrease is {self.superlinear_decrease:g}: it must lie between 1 and 2")
 
 
 class InteriorPoint:
@@ -119,6 +80,7 @@ class InteriorPoint:
         self._aim, self._accuracy = Tolerances().gradient, self.settings.accuracy
         self.bounds = Bounds(program)
         self._inertia = InertiaCorrection(program, self.counters)
+        self._search = FilterSearch(program, self.bounds, self.counters)
         point = program.create()
         program.get(point)
         x = np.array(point.primal.array_r)
@@ -126,12 +88,12 @@ class InteriorPoint:
         point.primal.array[:] = x
         self.barrier, self._scale = self.settings.barrier, 1.0
         start = multipliers or self.bounds.start(x, self.barrier, 1.0)
-        self._state = self._evaluate(point, start)
+        self._state = self._search.evaluate(point, start)
         if not self._state.finite:
             raise Failure("objective, gradient or constraints are NaN or Inf at the initial point: start elsewhere", -4)
         if multipliers is None:
             self._start_multipliers()
-        self._filter = Filter(self._state.norms.feasibility)
+        self._search.filter = Filter(self._state.norms.feasibility)
         self._free = self.settings.adaptive and self.bounds.measure > 0.0
         self._history = [self._state.norms.largest]
         if self.bounds.measure == 0.0:
@@ -193,8 +155,8 @@ class InteriorPoint:
     def refresh(self) -> None:
         """Evaluate the program anew at the present point, after a parameter in it has changed. Collective: yes."""
         state = self._state
-        self._take(self._evaluate(state.point.copy(), state.multipliers.copy()))
-        self._filter = Filter(self._state.norms.feasibility)
+        self._take(self._search.evaluate(state.point.copy(), state.multipliers.copy()))
+        self._search.filter = Filter(self._state.norms.feasibility)
         self._history = [self._state.norms.largest]
         self._free = self.settings.adaptive and self.bounds.measure > 0.0
 
@@ -233,10 +195,6 @@ class InteriorPoint:
         self._history = [*self._history[1 - _MEMORY :], self.norms.largest]
         return length
 
-    def _evaluate(self, point: Pair, multipliers: BoundMultipliers) -> State:
-        self.counters.evaluations += 1
-        return State(self.program, self.bounds, point, multipliers)
-
     def _least_barrier(self) -> float:
         return 0.1 * self._aim / max(1.0, self.bounds.measure**0.5)
 
@@ -250,7 +208,7 @@ class InteriorPoint:
     def _check_diverged(self) -> None:
         state = self._state
         size = self.bounds.sum(float(self.bounds.weights @ state.x**2)) ** 0.5
-        feasible = state.norms.feasibility <= 1e-6
+        feasible = state.norms.feasibility <= 1e-3 * (1.0 + size)  # what grows slower than x is a direction to infinity
         if (state.objective < _UNBOUNDED and feasible) or size > _DIVERGED:
             raise Failure(f"the objective fell to {state.objective:.1e}: the problem has no minimum", -8)
 
@@ -268,37 +226,18 @@ class InteriorPoint:
         multipliers = self.bounds.start(state.x, self.barrier, self._scale)
         point = state.point.copy()
         if point.dual.getSize() and point.dual.norm() == 0.0:
-            self._fit_multipliers(point, multipliers)
-        self._take(self._evaluate(point, multipliers))
-
-    def _fit_multipliers(self, point: Pair, multipliers: BoundMultipliers) -> None:
-        """Add to p what minimises the gradient of the Lagrangian; zero if that cannot be told, or is large."""
-        bounds, program = self.bounds, self.program
-        right, out = program.create(), program.create()
-        right.primal.array[:] = -self._state.residual.primal.array_r - bounds.covector(multipliers)
-        right.primal.array[bounds.fixed] = 0.0
-        kkt = program.kkt_solver(shift=1.0, fixed=bounds.fixed if bounds.any_fixed else None, curvature=0.0)
-        try:
-            kkt.solve(right, out, 1e-6)
-            size = out.dual.norm()
-        except ConvergenceError:
-            size = math.inf  # linearly dependent constraints
-        finally:
-            kkt.destroy()
-        if size <= _LARGEST_MULTIPLIER * self._scale:
-            point.dual.axpy(1.0, out.dual)
-        right.destroy()
-        out.destroy()
+            fit_multipliers(program, self.bounds, state, point, multipliers, LARGEST_MULTIPLIER * self._scale)
+        self._take(self._search.evaluate(point, multipliers))
 
     def _reset_multipliers(self) -> None:
         """Begin anew with multipliers that ran away along nearly dependent constraints."""
         point, multipliers = self.point.copy(), self.bound_multipliers
         point.dual.set(0.0)
-        self._take(self._evaluate(point.copy(), multipliers))
-        self._fit_multipliers(point, multipliers)
-        self._take(self._evaluate(point, multipliers))
+        self._take(self._search.evaluate(point.copy(), multipliers))
+        fit_multipliers(self.program, self.bounds, self._state, point, multipliers, LARGEST_MULTIPLIER * self._scale)
+        self._take(self._search.evaluate(point, multipliers))
         self._inertia.forget()
-        self._filter.reset()
+        self._search.filter.reset()
 
     # Directions ------------------------------------------------------------------------------------------------------
 
@@ -370,10 +309,10 @@ class InteriorPoint:
         change = bounds.step(state.x, state.multipliers, primal, targets)
         length = bounds.longest(state.x, primal, self._fraction())
         dual_length = bounds.longest_dual(state.multipliers, change, self._fraction())
-        trial = self._trial(direction, change, length, dual_length)
+        trial = self._search.trial(state, direction, change, length, dual_length, self.barrier)
         direction.destroy()
         program_norm = trial.norms.largest
-        if trial.finite and program_norm <= _PROGRESS * max(self._history):
+        if trial.finite and program_norm <= PROGRESS * max(self._history):
             self._inertia.accept(shift)
             self._take(trial)
             return length
@@ -381,43 +320,33 @@ class InteriorPoint:
         program.move(state.point)
         self._free = False
         self.barrier = max(0.8 * mean, least)
-        self._filter.reset()
+        self._search.filter.reset()
         return None
 
-    def _trial(self, direction: Pair, change: BoundMultipliers, length: float, dual_length: float) -> State:
-        """Return the state after steps of these lengths."""
-        state = self._state
-        point = self.program.create()
-        point.move(length, direction, state.point)
-        x = np.array(point.primal.array_r)
-        return self._evaluate(point, self.bounds.move(x, state.multipliers, change, dual_length, self.barrier))
-
     # Filter steps ----------------------------------------------------------------------------------------------------
-
-    def _subproblem_norm(self, state: State) -> float:
-        """Return the optimality residual of the barrier problem."""
-        complementarity = self.bounds.complementarity(state.x, state.multipliers, self.barrier)
-        return max(state.norms.dual_infeasibility, state.norms.feasibility, complementarity)
 
     def _lower_barrier(self) -> None:
         """Lower mu while its problem is solved; or let it go free again."""
         settings, least = self.settings, self._least_barrier()
         measure = max(1.0, self.bounds.measure**0.5)
-        while self.barrier > least and self._subproblem_norm(self._state) <= _SUBPROBLEM * self.barrier * measure:
+        while (
+            self.barrier > least
+            and self._state.subproblem_norm(self.bounds, self.barrier) <= _SUBPROBLEM * self.barrier * measure
+        ):
             self.barrier = max(
                 least, min(settings.linear_decrease * self.barrier, self.barrier**settings.superlinear_decrease)
             )
-            self._filter.reset()
+            self._search.filter.reset()
             self._free = settings.adaptive and self.bounds.measure > 0.0
 
     def _filter_step(self) -> float:
         """Take a step that the filter accepts, or restore feasibility."""
-        least_shift = 0.0
+        rule, least_shift = StepRule(self.barrier, self._fraction(), self._accuracy), 0.0
         for _ in range(3):
             right, direction = self._right((self.barrier, self.barrier)), self.program.create()
             kkt, shift = self._factorise(right, direction, least_shift)
             try:
-                found = self._search(kkt, right, direction)
+                found = self._search.search(self._state, kkt, right, direction, rule)
             finally:
                 kkt.destroy()
                 right.destroy()
@@ -433,96 +362,17 @@ class InteriorPoint:
             least_shift = max(100.0 * FIRST_SHIFT, 10.0 * shift)
         raise Failure("no step reduces the barrier function: check derivatives, or start nearer", -6)
 
-    def _slope(self, direction: Pair) -> float:
-        """Return the derivative of the barrier function along a direction; the program stands at the point."""
-        state, product = self._state, self._state.point.dual.duplicate()
-        self.program.jacobian_mult(direction.primal, product)
-        constraints = float(state.point.dual.dot(product)) if product.getSize() else 0.0
-        product.destroy()
-        barrier = self.barrier * self.bounds.gradient(state.x)
-        total = self.bounds.sum(float((state.residual.primal.array_r + barrier) @ direction.primal.array_r))
-        return total - constraints
-
-    def _search(self, kkt: KKTSolver, right: Pair, direction: Pair) -> tuple[State, float] | None:
-        """Return the state and the length of the first step that is accepted; None if there is none."""
-        bounds, state = self.bounds, self._state
-        primal = np.array(direction.primal.array_r)
-        slope, here = self._slope(direction), state.measures(self.barrier)
-        change = bounds.step(state.x, state.multipliers, primal, (self.barrier, self.barrier))
-        longest = length = bounds.longest(state.x, primal, self._fraction())
-        dual_length = bounds.longest_dual(state.multipliers, change, self._fraction())
-        shortest = self._filter.shortest(here, slope)
-        best = self._subproblem_norm(state)
-        soft: State | None = None
-        while length >= shortest * longest:
-            trial = self._trial(direction, change, length, dual_length)
-            measures = trial.measures(self.barrier)
-            if trial.finite and self._filter.accepts(here, measures, slope, length):
-                if soft is not None:
-                    soft.destroy()
-                return trial, length
-            if length == longest:
-                if trial.finite and measures.infeasibility >= here.infeasibility:
-                    corrected = self._correct(kkt, right, trial, here, slope, length)
-                    if corrected is not None:
-                        trial.destroy()
-                        return corrected, length
-                if trial.finite and self._subproblem_norm(trial) <= _PROGRESS * best:
-                    soft, length = trial, 0.5 * length
-                    continue
-            trial.destroy()
-            length *= 0.5
-        if soft is None:
-            return None
-        # The residual of the barrier problem falls although the filter sees no progress: take the full step.
-        return soft, longest
-
-    def _correct(
-        self, kkt: KKTSolver, right: Pair, trial: State, here: Measures, slope: float, length: float
-    ) -> State | None:
-        """Return a state after second-order corrections: the constraints of the trial point added to Newton's."""
-        bounds, state, program = self.bounds, self._state, self.program
-        corrected_right, direction = right.copy(), program.create()
-        corrected_right.dual.scale(length)
-        corrected_right.dual.axpy(-1.0, trial.residual.dual)
-        last, found = trial.norms.feasibility, None
-        for _ in range(4):
-            self.counters.second_order_corrections += 1
-            program.move(state.point)
-            kkt.solve(corrected_right, direction, self._accuracy)
-            primal = np.array(direction.primal.array_r)
-            if not np.isfinite(bounds.sum(float(primal @ primal))):
-                break
-            change = bounds.step(state.x, state.multipliers, primal, (self.barrier, self.barrier))
-            own_length = bounds.longest(state.x, primal, self._fraction())
-            dual_length = bounds.longest_dual(state.multipliers, change, self._fraction())
-            candidate = self._trial(direction, change, own_length, dual_length)
-            measures = candidate.measures(self.barrier)
-            if candidate.finite and self._filter.accepts(here, measures, slope, own_length, length):
-                found = candidate
-                break
-            stalled = not candidate.finite or measures.infeasibility > 0.99 * last
-            last = measures.infeasibility
-            corrected_right.dual.scale(own_length)
-            corrected_right.dual.axpy(-1.0, candidate.residual.dual)
-            candidate.destroy()
-            if stalled:
-                break
-        corrected_right.destroy()
-        direction.destroy()
-        return found
-
     def _restore(self) -> None:
         """Go to a point that the filter admits and that is nearer to the constraints."""
         state = self._state
         here = state.measures(self.barrier)
-        self._filter.add(here)
+        self._search.filter.add(here)
         self.counters.restorations += 1
         goal = 0.9 * here.infeasibility
 
         def enough(infeasibility: float, x: Array, objective: float) -> bool:
             value = objective + self.barrier * self.bounds.value(x)
-            return infeasibility <= goal and self._filter.admits(Measures(infeasibility, value))
+            return infeasibility <= goal and self._search.filter.admits(Measures(infeasibility, value))
 
         point = restore(self.program, self.bounds, state.point, self.barrier, enough, self.counters)
         x = np.array(point.primal.array_r)
@@ -532,10 +382,10 @@ class InteriorPoint:
             np.clip(state.multipliers.upper, 0.1 * self.barrier / high, 10.0 * self.barrier / high),
         )
         z = BoundMultipliers(
-            self.bounds.has_lower * np.minimum(z.lower, _LARGEST_MULTIPLIER * self._scale),
-            self.bounds.has_upper * np.minimum(z.upper, _LARGEST_MULTIPLIER * self._scale),
+            self.bounds.has_lower * np.minimum(z.lower, LARGEST_MULTIPLIER * self._scale),
+            self.bounds.has_upper * np.minimum(z.upper, LARGEST_MULTIPLIER * self._scale),
         )
         point.dual.set(0.0)
-        self._take(self._evaluate(point.copy(), z))
-        self._fit_multipliers(point, z)
-        self._take(self._evaluate(point, z))
+        self._take(self._search.evaluate(point.copy(), z))
+        fit_multipliers(self.program, self.bounds, self._state, point, z, LARGEST_MULTIPLIER * self._scale)
+        self._take(self._search.evaluate(point, z))

@@ -38,8 +38,8 @@ class DirectionSettings:
     Parameters
     ----------
     solver
-        "factorisation" (symmetric indefinite, by MUMPS; it knows the inertia), "ksp" (any method under the prefix), or a
-        sketch: "kaczmarz", "gaussian", "block", "history", "sgmres".
+        "factorisation" (symmetric indefinite, by MUMPS; it knows the inertia), "ksp" (any method under the prefix), or
+        a sketch: "kaczmarz", "gaussian", "block", "history", "sgmres".
 
     Raises
     ------
@@ -100,7 +100,8 @@ class MatrixKKT:
     ) -> None:
         comm = point.primal.comm.tompi4py()
         self.layout = forms.BlockLayout(comm, [point.primal.getLocalSize(), point.dual.getLocalSize()])
-        self.name, self.inertia_is_right = settings.solver, None
+        self.name = settings.solver
+        self.inertia_is_right: bool | None = None
         self.matrix = _assemble(hessian, jacobian, point, diagonal, curvature, dual_shift)
         self._scaling: PETSc.Vec | None = None
         if weights is not None:

@@ -63,6 +63,8 @@ class KKTResult:
         Of the iterative method; 0 with a factorisation.
     relative_residual
         The true residual over the right-hand side, in the Riesz norm.
+    state_solves
+        Solves with the linearised state operator or its transpose.
     negative_curvature
         Whether the iterative method met a direction of the null space of G with d'(H + s M + D) d <= 0.
     """
@@ -70,6 +72,7 @@ class KKTResult:
     iterations: int
     relative_residual: float
     negative_curvature: bool = False
+    state_solves: int = 0
 
 
 class KKTSolver(Protocol):
