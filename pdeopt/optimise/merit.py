@@ -2,8 +2,8 @@
 
     M(x, p) = L(x, p) + eta_1 / 2 |c(x)|^2 + eta_2 / 2 |L_x(x, p)|^2
 
-in Riesz norms; for eta_1 large and eta_2 small enough its minima are the solutions of the program (Pillo and Grippo, SIAM
-J. Control Optim. 17 (1979) 618-628; Na, Anitescu and Kolar, Math. Program. 199 (2023) 721-791). Its gradient is
+in Riesz norms; for eta_1 large and eta_2 small enough its minima are the solutions of the program (Pillo and Grippo,
+SIAM J. Control Optim. 17 (1979) 618-628; Na, Anitescu and Kolar, Math. Program. 199 (2023) 721-791). Its gradient is
 
     (L_x + eta_1 G' W^-1 c + eta_2 H M^-1 L_x,  c + eta_2 G M^-1 L_x),
 
@@ -11,6 +11,7 @@ with H = L_xx, the curvature of the constraints included.
 """
 
 import dataclasses
+import math
 
 from pdeopt.optimise.program import Pair, Program
 
@@ -51,8 +52,8 @@ class Evaluation:
         program.riesz(self.residual, self.representative)
         residual, representative = self.residual, self.representative
         self._lagrangian = self.objective + float(multipliers.dual.dot(residual.dual))
-        gradient = max(float(residual.primal.dot(representative.primal)), 0.0)
-        constraint = max(float(residual.dual.dot(representative.dual)), 0.0)
+        gradient = _not_negative(float(residual.primal.dot(representative.primal)))
+        constraint = _not_negative(float(residual.dual.dot(representative.dual)))
         self._squares = (constraint, gradient)
         self.gradient_norm, self.constraint_norm = gradient**0.5, constraint**0.5
         self.norm = (gradient + constraint) ** 0.5
@@ -101,6 +102,10 @@ class Evaluation:
         """Free the vectors. Collective: yes."""
         for pair in (self.residual, self.representative, *(self._gradients or ())):
             pair.destroy()
+
+
+def _not_negative(square: float) -> float:
+    return square if math.isnan(square) else max(square, 0.0)
 
 
 def slope(slopes: tuple[float, float, float], penalties: Penalties) -> float:

@@ -30,8 +30,8 @@ def minimise(
 ) -> SolveReport:
     """Find a minimum by AdaSketch-Newton, bounds by an interior point method; collective.
 
-    The result stands where the problem keeps it: in state, controls, adjoint and multipliers of a control problem, in the
-    controls of a functional, in a program's point. PETSc options under ``optimise_`` override what is given here
+    The result stands where the problem keeps it: in state, controls, adjoint and multipliers of a control problem, in
+    the controls of a functional, in a program's point. PETSc options under ``optimise_`` override what is given here
     (``-optimise_tao_adasketch_...``, ``-optimise_tao_monitor``, ``-optimise_tao_view``), those of the KKT solvers under
     ``kkt_`` and ``state_`` hold as in `ControlProblem.solve`.
 
@@ -99,6 +99,7 @@ def minimise(
         finally:
             tao.destroy()
             point.destroy()
+            context.release()
         report = context.report
         assert report is not None
         if isinstance(program, ReducedProgram):
