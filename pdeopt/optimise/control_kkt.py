@@ -54,8 +54,11 @@ class ControlKKT:
         self.singular = False
         self._negative = 0
         system = self._system
-        self._own = shift > 0.0 or diagonal is not None or fixed is not None or curvature != 1.0
-        self._blocks = _copy(program.blocks()) if self._own else program.blocks()
+        self._own = shift > 0.0 or diagonal is not None or fixed is not None or curvature != 1.0 or program.gauss_newton
+        if program.gauss_newton:
+            self._blocks = program.gauss_newton_blocks()
+        else:
+            self._blocks = _copy(program.blocks()) if self._own else program.blocks()
         if self._own:
             self._modify(shift, diagonal, curvature)
         self._fixed = fixed

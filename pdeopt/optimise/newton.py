@@ -28,6 +28,7 @@ _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regula
 _ATTEMPTS = 12
 _SADDLE_STEP = 0.1  # first length along a direction of negative curvature, of norm 1
 _PARALLEL = 0.9  # cosine of successive steps from which they may be a geometric series
+_FAR = 1e-2  # of the first residual: above it the constraints' curvature misleads where p is far from its limit
 _UNBOUNDED = -1e13  # times the first objective, at least
 
 
@@ -278,6 +279,8 @@ class AdaSketch:
         right.assign(evaluation.residual)
         right.primal.scale(-1.0)
         right.dual.scale(-1.0)
+        if isinstance(program, Restoring):
+            program.gauss_newton = program.restores and evaluation.norm > _FAR * self._first_norm
         sharpened = (evaluation.norm / self._first_norm) ** settings.sharpen if self._first_norm > 0.0 else 1.0
         accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
         if program.quadratic:
