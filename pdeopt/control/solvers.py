@@ -18,7 +18,7 @@ from pdeopt.fem import forms
 from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import KSP_ADVICE, ConvergenceError, OptionError
 
-_SAFETY = 0.5  # between the residual asked for and that at which CG stops: norms are right to a few digits
+_SAFETY = 0.8  # between the residual asked for and that at which CG stops: norms are right to a few digits
 METHODS = ("matched_schur", "pearson_wathen", "direct", "reduced_hessian")
 
 

@@ -117,6 +117,7 @@ class AdaSketch:
         self._inertia = InertiaCorrection(program, self.counters)
         self._last_step: Pair | None = None
         self._extrapolated_norm = math.inf
+        self._linear_residual, self._nonlinearity = 0.0, math.inf
         self.point = program.create()
         program.get(self.point)
         self._restore(self.point)
@@ -212,6 +213,7 @@ class AdaSketch:
             self.program.move(self.point)
             self._give_up()
         self._inertia.accept(shift)
+        self._measure_nonlinearity(length, candidate)
         self.counters.unit_steps += length >= 1.0
         self.point.assign(trial)
         trial.destroy()
@@ -262,6 +264,14 @@ class AdaSketch:
         self._extrapolated_norm = ratio * self.evaluation.norm
         return 1.0 / (1.0 - ratio)
 
+    def _measure_nonlinearity(self, length: float, candidate: Evaluation) -> None:
+        """Estimate C where a full step leaves C |b|^2 beside the residual of the linear solve."""
+        if length == 1.0:
+            left = max(candidate.norm**2 - self._linear_residual**2, candidate.constraint_norm**2)
+            self._nonlinearity = math.sqrt(left) / self.evaluation.norm**2
+        else:
+            self._nonlinearity = math.inf
+
     def _remember(self, direction: Pair, length: float) -> None:
         """Keep a full step to compare the next one with; after another length the series starts anew."""
         if self._last_step is not None:
@@ -283,7 +293,7 @@ class AdaSketch:
             program.gauss_newton = program.restores and evaluation.norm > _FAR * self._first_norm
         sharpened = (evaluation.norm / self._first_norm) ** settings.sharpen if self._first_norm > 0.0 else 1.0
         accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
-        if program.quadratic:
+        if program.quadratic or self._nonlinearity * evaluation.norm <= forcing:  # this step may well be the last
             accuracy = max(forcing, 1e-13)
         shift, dual_shift = least_shift, _DUAL_SHIFT * min(1.0, evaluation.norm) if least_shift > 0.0 else 0.0
         larger = iter(_DUAL_SHIFTS if self.point.dual.getSize() else ())
@@ -305,6 +315,7 @@ class AdaSketch:
                     kkt.destroy()
             if found is not None:
                 right.destroy()
+                self._linear_residual = result.relative_residual * evaluation.norm
                 return direction, found, shift
             dual_shift = next(larger, math.inf)
             if math.isinf(dual_shift):

@@ -11,7 +11,7 @@ from petsc4py import PETSc
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.optimise.low_rank import Metric, prior_matrix
 
-RECYCLED = 60
+RECYCLED = 100
 """Pairs that are kept at most, two vectors of the controls each."""
 
 
