@@ -54,6 +54,7 @@ class ControlKKT:
         self.singular = False
         self._negative = 0
         system = self._system
+        self._modified = diagonal is not None or fixed is not None or curvature != 1.0
         self._own = shift > 0.0 or diagonal is not None or fixed is not None or curvature != 1.0 or program.gauss_newton
         if program.gauss_newton:
             self._blocks = program.gauss_newton_blocks()
@@ -70,7 +71,7 @@ class ControlKKT:
         self._ksp: PETSc.KSP | None = None
         if program.method in solvers.METHODS:
             context = program.linear_context(self._blocks, self._held)
-            recycled = program.recycled
+            self._recycled = recycled = None if self._modified else program.recycled
             self._structured = StructuredSolver(
                 program.method, context, program.problem._state_solver, recycled, RECYCLED if recycled else 0
             )
@@ -208,7 +209,9 @@ class ControlKKT:
     def _solve_core(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float) -> int:
         """Solve without the extra constraints and return the iterations. Collective: yes."""
         if self._structured is not None:
-            return self._structured.solve(right, out, rtol, report_negative_curvature=True)
+            return self._structured.solve(
+                right, out, rtol, report_negative_curvature=True, no_more_than_asked=not self._modified
+            )
         assert self._ksp is not None
         scaled = right.copy()
         if self._fixed is not None:
@@ -277,8 +280,8 @@ class ControlKKT:
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         if self._structured is not None:
-            if self._program.recycled is not None:
-                self._program.recycled.learn(self._structured.take_pairs())
+            if self._recycled is not None:
+                self._recycled.learn(self._structured.take_pairs())
             self._structured.destroy()
         if self._ksp is not None:
             for item in (self._ksp, self._monolithic, self._scaling):
