@@ -1,4 +1,4 @@
-"""Solvers for the KKT systems of control problems: those of `pdeopt.control`, a factorisation with inertia, sketches."""
+"""Solvers for the KKT systems of control problems: those of `pdeopt.control`, a factorisation, sketches."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from pdeopt.control import solvers
 from pdeopt.control.kkt import Blocks
 from pdeopt.control.solvers import KKTSolver as StructuredSolver
 from pdeopt.fem import forms
-from pdeopt.optimise.matrix_kkt import FACTORISATION, KRYLOV, SKETCHES
+from pdeopt.optimise.matrix_kkt import SKETCHES, default_options
 from pdeopt.optimise.program import KKTResult, Mask, Pair
 from pdeopt.optimise.recycled import RECYCLED
 from pdeopt.report import ConvergenceError, OptionError
@@ -163,9 +163,9 @@ class ControlKKT:
         self._ksp = ksp = PETSc.KSP().create(system.comm)
         ksp.setOptionsPrefix("kkt_")
         ksp.setOperators(matrix)
-        defaults: dict[str, object] = dict(FACTORISATION if method == "factorisation" else KRYLOV)
-        if method in SKETCHES:
-            defaults |= {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP", "ksp_sketch_type": method}
+        defaults = default_options(method, "kkt_")
+        if method == "factorisation":  # matching A with its transpose saves the delayed pivots: 20 to 40 times the time
+            defaults["mat_mumps_icntl_6"] = 5
         with forms.default_options("kkt_", defaults):
             ksp.setFromOptions()
             ksp.setErrorIfNotConverged(False)

@@ -77,6 +77,8 @@ class ControlProgram:
         self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
+            if method == "direct" and not self.quadratic:
+                method, self.why = "factorisation", f"{self.why}; the symmetric one knows the inertia"
         else:
             self.why = "asked for"
         self.method = method
@@ -290,6 +292,15 @@ class ControlProgram:
         parts = [np.where(system.dirichlet_mask(), 1.0, state)]
         for product in system.control_products:
             parts.append(system.regularisation_weight * product.getDiagonal().array_r)
+        vector = self._primal_layout.create_vector()
+        vector.array[:] = np.concatenate(parts)
+        return vector
+
+    def measures(self) -> PETSc.Vec:
+        """Return the diagonals of the mass matrices, without the weights of the norm, new. Collective: yes."""
+        system = self.system
+        parts = [np.where(system.dirichlet_mask(), 1.0, self._state_mass.getDiagonal().array_r)]
+        parts += [product.getDiagonal().array_r for product in system.control_products]
         vector = self._primal_layout.create_vector()
         vector.array[:] = np.concatenate(parts)
         return vector

@@ -94,13 +94,19 @@ class _NumPyFunctions:
         matrix = sparse.csr_array((data, (rows, columns)), shape=(size, size))
         return self._distribute("hessian", matrix, x.comm.tompi4py())
 
+    def destroy(self) -> None:
+        """Free the matrices. Collective: yes."""
+        for matrix in self._matrices.values():
+            matrix.destroy()
+        self._matrices.clear()
+
     def _distribute(self, name: str, matrix: "scipy.sparse.csr_array", comm: MPI.Comm) -> PETSc.Mat:
         """Return this rank's rows as a PETSc matrix; the last one of the name is freed."""
         if name in self._matrices:
             self._matrices.pop(name).destroy()
         matrix.sort_indices()
         rows, columns = (_local_size(size, comm) for size in matrix.shape)
-        first = comm.exscan(rows, op=MPI.SUM) or 0 if comm.size > 1 else 0
+        first = int(comm.scan(rows, op=MPI.SUM)) - rows  # type: ignore[attr-defined]
         own = matrix[first : first + rows]
         index = PETSc.IntType
         csr = (own.indptr.astype(index), own.indices.astype(index), own.data)
@@ -147,4 +153,6 @@ def numpy_program(
     bounded = bool(np.isfinite(lower).any() or np.isfinite(upper).any())
     bounds = (vector(comm, lower), vector(comm, upper)) if bounded else None
     pair = Pair(vector(comm, start), vector(comm, dual))
-    return MatrixProgram(_NumPyFunctions(program), pair, bounds, None, settings, prefix)
+    result = MatrixProgram(_NumPyFunctions(program), pair, bounds, None, settings, prefix)
+    pair.destroy()
+    return result

@@ -34,6 +34,9 @@ class Functions(Protocol):
     def hessian(self, x: PETSc.Vec, multipliers: PETSc.Vec) -> PETSc.Mat:
         """Return L_xx(x, p), both triangles; it stays the callee's."""
 
+    def destroy(self) -> None:
+        """Free what they made."""
+
 
 class MatrixProgram:
     """A program of assembled matrices, see `pdeopt.optimise.program.Program`.
@@ -45,7 +48,7 @@ class MatrixProgram:
     start
         Initial x and p; copied. A dual vector of size zero if there are no constraints.
     bounds
-        l and b, or None.
+        l and b, taken over, or None.
     weights
         Diagonal of the inner product of x, positive; ones if None. That of the constraints is the Euclidean one.
     settings
@@ -193,9 +196,12 @@ class MatrixProgram:
         )  # fmt: skip
 
     def destroy(self) -> None:
-        """Free the vectors of this object. Collective: yes."""
+        """Free the vectors of this object, the bounds, and the functions. Collective: yes."""
         self.add_quadratic(None)
         self._point.destroy()
+        for bound in self._bounds or ():
+            bound.destroy()
+        self._functions.destroy()
 
     def _has_constraints(self) -> bool:
         return bool(self._point.dual.getSize() > 0)

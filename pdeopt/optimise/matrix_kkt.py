@@ -38,8 +38,8 @@ class DirectionSettings:
     Parameters
     ----------
     solver
-        "factorisation" (symmetric indefinite, by MUMPS; it knows the inertia), "ksp" (any method under the prefix), or a
-        sketch: "kaczmarz", "gaussian", "block", "history", "sgmres".
+        "factorisation" (symmetric indefinite, by MUMPS; it knows the inertia), "ksp" (any method under the prefix), or
+        a sketch: "kaczmarz", "gaussian", "block", "history", "sgmres".
 
     Raises
     ------
@@ -53,6 +53,18 @@ class DirectionSettings:
         known = ("factorisation", "ksp", *SKETCHES)
         if self.solver not in known:
             raise InputError(f"solver is {self.solver!r}: choose one of {', '.join(known)}")
+
+
+def default_options(solver: str, prefix: str) -> dict[str, object]:
+    """Return the options of a solver's KSP that hold where none are given under its prefix. Collective: no."""
+    if solver == "factorisation":
+        return dict(FACTORISATION)
+    defaults: dict[str, object] = dict(KRYLOV)
+    if solver in SKETCHES:
+        return defaults | {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP", "ksp_sketch_type": solver}
+    if "gmres" not in PETSc.Options(prefix).getString("ksp_type", "gmres"):
+        del defaults["ksp_pc_side"]  # symmetric methods have no right side
+    return defaults
 
 
 class MatrixKKT:
@@ -100,7 +112,8 @@ class MatrixKKT:
     ) -> None:
         comm = point.primal.comm.tompi4py()
         self.layout = forms.BlockLayout(comm, [point.primal.getLocalSize(), point.dual.getLocalSize()])
-        self.name, self.inertia_is_right = settings.solver, None
+        self.name = settings.solver
+        self.inertia_is_right: bool | None = None
         self.matrix = _assemble(hessian, jacobian, point, diagonal, curvature, dual_shift)
         self._scaling: PETSc.Vec | None = None
         if weights is not None:
@@ -122,11 +135,7 @@ class MatrixKKT:
         ksp = self._ksp
         ksp.setOptionsPrefix(f"{prefix}kkt_")
         ksp.setOperators(self.matrix)
-        defaults: dict[str, object] = dict(FACTORISATION if settings.solver == "factorisation" else KRYLOV)
-        if settings.solver in SKETCHES:
-            defaults |= {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP"}
-            defaults |= {"ksp_sketch_type": settings.solver}
-        with forms.default_options(f"{prefix}kkt_", defaults):
+        with forms.default_options(f"{prefix}kkt_", default_options(settings.solver, f"{prefix}kkt_")):
             ksp.setFromOptions()
             ksp.setErrorIfNotConverged(False)
             ksp.setUp()

@@ -2,8 +2,8 @@
 
     M(x, p) = L(x, p) + eta_1 / 2 |c(x)|^2 + eta_2 / 2 |L_x(x, p)|^2
 
-in Riesz norms; for eta_1 large and eta_2 small enough its minima are the solutions of the program (Pillo and Grippo, SIAM
-J. Control Optim. 17 (1979) 618-628; Na, Anitescu and Kolar, Math. Program. 199 (2023) 721-791). Its gradient is
+in Riesz norms; for eta_1 large and eta_2 small enough its minima are the solutions of the program (Pillo and Grippo,
+SIAM J. Control Optim. 17 (1979) 618-628; Na, Anitescu and Kolar, Math. Program. 199 (2023) 721-791). Its gradient is
 
     (L_x + eta_1 G' W^-1 c + eta_2 H M^-1 L_x,  c + eta_2 G M^-1 L_x),
 

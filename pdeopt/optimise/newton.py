@@ -5,11 +5,12 @@ The method of Hong, Na, Mahoney and Kolar (ICML 2023, PMLR 202:13174-13198). Eac
 
     M'(x, p; z) <= -eta_2 / 2 |b|^2;
 
-otherwise eta_1 grows, eta_2 and delta shrink, and the solve goes on from where it stood. Armijo's rule gives its length.
-Differences to what was published: the merit function has its true gradient (the released code leaves out the
-curvature of the constraints), norms are Riesz norms, the accuracy is a relative residual (the published bound, by worst-case
-constants, was met in no solve of the published examples), it is sharpened near the solution for superlinear convergence,
-and the inertia is corrected from the factorisation or from negative curvature instead of by dense eigenvalues.
+otherwise eta_1 grows, eta_2 and delta shrink, and the solve goes on from where it stood. Armijo's rule gives its
+length. Differences to what was published: the merit function has its true gradient (the released code leaves out the
+curvature of the constraints), norms are Riesz norms, the accuracy is a relative residual (the published bound, by
+worst-case constants, was met in no solve of the published examples), it is sharpened near the solution for superlinear
+convergence, and the inertia is corrected from the factorisation or from negative curvature instead of by dense
+eigenvalues.
 """
 
 import dataclasses
@@ -145,24 +146,33 @@ class AdaSketch:
     def _estimate_multipliers(self) -> None:
         """Set p to the minimiser of |L_x|, unless that is no better or very large."""
         kkt = self.program.kkt_solver(shift=1.0, curvature=0.0)
+        right, out = self.program.create(), self.program.create()
         try:
-            right, out = self.program.create(), self.program.create()
             self.evaluation.residual.primal.copy(right.primal)
             right.primal.scale(-1.0)
             kkt.solve(right, out, 1e-6)
+            size = float(out.dual.norm())
+            if size <= 1e3 * max(1.0, self.evaluation.gradient_norm):
+                self._take_if_better(out)
         except ConvergenceError:
-            return  # linearly dependent constraints: zero will do
+            pass  # linearly dependent constraints: zero will do
         finally:
-            kkt.destroy()
-        if not math.isfinite(out.dual.norm()) or out.dual.norm() > 1e3 * max(1.0, self.evaluation.gradient_norm):
-            return
+            for item in (kkt, right, out):
+                item.destroy()
+
+    def _take_if_better(self, change: Pair) -> None:
+        """Change the multipliers if that makes |L_x| smaller. Collective: yes."""
         trial = self.point.copy()
-        trial.dual.axpy(1.0, out.dual)
+        trial.dual.axpy(1.0, change.dual)
         candidate = self._evaluate(trial)
         if candidate.gradient_norm <= self.evaluation.gradient_norm:
-            self.point, self.evaluation = trial, candidate
+            self.point.assign(trial)
+            self.evaluation.destroy()
+            self.evaluation = candidate
         else:
+            candidate.destroy()
             self.program.move(self.point)
+        trial.destroy()
 
     @property
     def kkt_name(self) -> str:
@@ -171,7 +181,7 @@ class AdaSketch:
 
     @property
     def objective(self) -> float:
-        """F at the present point."""
+        """Value of f at the present point."""
         return self.evaluation.objective
 
     @property
@@ -208,6 +218,7 @@ class AdaSketch:
             if candidate is not None:
                 break
             direction.destroy()
+            trial.destroy()
             least_shift = max(100.0 * FIRST_SHIFT, 10.0 * shift)
         else:
             self.program.move(self.point)
@@ -295,7 +306,20 @@ class AdaSketch:
         accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
         if program.quadratic or self._nonlinearity * evaluation.norm <= forcing:  # this step may well be the last
             accuracy = max(forcing, 1e-13)
-        shift, dual_shift = least_shift, _DUAL_SHIFT * min(1.0, evaluation.norm) if least_shift > 0.0 else 0.0
+        try:
+            slopes, shift = self._descend(right, direction, accuracy, least_shift)
+        except Failure:
+            direction.destroy()
+            raise
+        finally:
+            right.destroy()
+        return direction, slopes, shift
+
+    def _descend(
+        self, right: Pair, direction: Pair, accuracy: float, shift: float
+    ) -> tuple[tuple[float, float, float], float]:
+        """Solve for a direction with growing shifts until it passes the descent test; return slopes and shift."""
+        dual_shift = _DUAL_SHIFT * min(1.0, self.evaluation.norm) if shift > 0.0 else 0.0
         larger = iter(_DUAL_SHIFTS if self.point.dual.getSize() else ())
         while True:
             kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
@@ -314,9 +338,8 @@ class AdaSketch:
                 if kkt is not None:
                     kkt.destroy()
             if found is not None:
-                right.destroy()
                 self._linear_residual = result.relative_residual * evaluation.norm
-                return direction, found, shift
+                return found, shift
             dual_shift = next(larger, math.inf)
             if math.isinf(dual_shift):
                 dual_shift, shift = _DUAL_SHIFTS[-1], self._next_shift(shift)
@@ -368,8 +391,15 @@ class AdaSketch:
         direction = negative_curvature(self.program)
         if direction is None:
             return False
-        value, length = self.evaluation.value(self.penalties), _SADDLE_STEP
         trial = self.program.create()
+        moved = self._move_off(direction, trial)
+        direction.destroy()
+        trial.destroy()
+        return moved
+
+    def _move_off(self, direction: Pair, trial: Pair) -> bool:
+        """Move along a direction of negative curvature as far as the merit function falls. Collective: yes."""
+        value, length = self.evaluation.value(self.penalties), _SADDLE_STEP
         while abs(length) > _SHORTEST_STEP**3:
             for signed in (length, -length):
                 trial.move(signed, direction, self.point)
@@ -383,6 +413,14 @@ class AdaSketch:
             length *= 0.1
         self.program.move(self.point)
         return False
+
+    def destroy(self) -> None:
+        """Free the vectors; the program stays. Collective: yes."""
+        self.point.destroy()
+        self.evaluation.destroy()
+        if self._last_step is not None:
+            self._last_step.destroy()
+            self._last_step = None
 
     def _give_up(self) -> NoReturn:
         """Raise the failure that fits the point where no step helps."""

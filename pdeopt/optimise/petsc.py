@@ -75,11 +75,14 @@ class AdaSketchNewton:
         p, where the Hessian is wanted and at the end.
     report
         What the last solve did; its advice says why one did not converge.
+    error
+        An exception that ended it.
     """
 
     def __init__(self, settings: TaoSettings | None = None, program: Program | None = None) -> None:
         self.settings, self._program = settings or TaoSettings(), program
         self.report: SolveReport | None = None
+        self.error: Exception | None = None
         self._functions: TaoFunctions | None = None
         self._multipliers: PETSc.Vec | None = None
 
@@ -87,8 +90,7 @@ class AdaSketchNewton:
     def multipliers(self) -> PETSc.Vec:
         """Multipliers of the constraints."""
         functions = self._functions
-        found = functions.multipliers if functions is not None and functions.multipliers is not None else None
-        found = found if found is not None else self._multipliers
+        found = self._multipliers if functions is None else functions.multipliers
         if found is None:
             raise InputError("there are no multipliers before the first solve")
         return found
@@ -97,30 +99,54 @@ class AdaSketchNewton:
 
     def setFromOptions(self, tao: PETSc.TAO) -> None:
         """Read the options under the prefix of the TAO. Collective: no."""
-        self.settings = read_settings(self.settings, tao.getOptionsPrefix(), "tao_adasketch_")
+        self.settings = read_settings(self.settings, tao.getOptionsPrefix(), "tao_adasketch_", inner=("kkt_",))
 
     def solve(self, tao: PETSc.TAO) -> None:
         """Solve from the TAO's solution vector, and leave the result there. Collective: yes."""
-        started = time.perf_counter()
+        started, self.error = time.perf_counter(), None
         program = self._program
         if program is None:
-            program, self._functions = tao_program(tao, DirectionSettings(self.settings.solver))
+            self._functions = TaoFunctions(tao)
+            program = tao_program(tao, self._functions, DirectionSettings(self.settings.solver))
         gradient, _, _ = tao.getTolerances()
         constraint, _ = tao.getConstraintTolerances()
         tolerances = Tolerances(gradient or _TOLERANCE, constraint or _TOLERANCE)
 
         def observe(step: int, objective: float, gradient: float, constraints: float) -> int:
+            tao.setIterationNumber(step)
             tao.monitor(its=step, f=objective, res=gradient, cnorm=constraints)
             return int(tao.getConvergedReason())  # a monitor of the user's may stop it
 
         limit = tao.getMaximumIterations() or _ITERATIONS
-        outcome = Runner(program, self.settings, tolerances, limit, observe).run()
-        if outcome.point is not None:
-            self._multipliers = outcome.point.dual
+        runner = Runner(program, self.settings, tolerances, limit, observe)
+        try:
+            outcome = runner.run()
+            self._keep(outcome, tao)
+        except Exception as error:
+            self.error = error  # PETSc hands on no more than a number
+            raise
+        finally:
+            runner.destroy()
+            self._functions = None  # it knows the TAO, which knows this object
             if self._program is None:
-                outcome.point.primal.copy(tao.getSolution())
+                program.destroy()
         tao.setConvergedReason(outcome.reason)
         self.report = _report(outcome, time.perf_counter() - started)
+
+    def _keep(self, outcome: Outcome, tao: PETSc.TAO) -> None:
+        """Keep the multipliers, and give the TAO its solution. Collective: yes."""
+        self.release()
+        if outcome.point is None:
+            return
+        self._multipliers = outcome.point.dual.copy()
+        if self._program is None:
+            outcome.point.primal.copy(tao.getSolution())
+
+    def release(self) -> None:
+        """Free the multipliers of the last solve. Collective: yes."""
+        if self._multipliers is not None:
+            self._multipliers.destroy()
+            self._multipliers = None
 
     def view(self, tao: PETSc.TAO, viewer: PETSc.Viewer) -> None:
         """Print the settings, and the report of the last solve. Collective: yes."""

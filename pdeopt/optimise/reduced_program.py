@@ -142,7 +142,7 @@ class _ConjugateGradients:
         self._mask(out)
 
     def _precondition(self, right: PETSc.Vec, out: PETSc.Vec) -> None:
-        """The Riesz map; with a diagonal, which may be much larger, that of the diagonals."""
+        """Apply the Riesz map; with a diagonal, which may be much larger, that of the diagonals."""
         if self._diagonal is None:
             self._program.precondition(right, out)
         else:

@@ -19,10 +19,19 @@ _PATIENCE = 40  # steps within which the least residual must fall by a tenth
 class Iteration(Protocol):
     """What a method shows while it runs."""
 
-    objective: float
     counters: Counters
-    kkt_name: str
-    point: Pair
+
+    @property
+    def point(self) -> Pair:
+        """The present point."""
+
+    @property
+    def objective(self) -> float:
+        """Value of f at the present point."""
+
+    @property
+    def kkt_name(self) -> str:
+        """The last solver's name."""
 
 
 @dataclasses.dataclass
@@ -87,7 +96,7 @@ class Runner:
         self._program, self._settings, self._tolerances = program, settings, tolerances
         self._limit, self._observe = limit, observe
         self.outcome = Outcome()
-        self._start = program.create()
+        self._start, self._point = program.create(), program.create()
         program.get(self._start)
 
     def run(self) -> Outcome:
@@ -104,7 +113,14 @@ class Runner:
                 outcome.reason, outcome.advice = before
         if outcome.reason < 0 and not outcome.advice:
             outcome.advice = TAO_ADVICE.get(outcome.reason, "see the converged reason")
+        if outcome.reason < 0 and outcome.point is not None:
+            self._program.move(outcome.point)  # not at the last trial
         return outcome
+
+    def destroy(self) -> None:
+        """Free the vectors, the outcome's point among them. Collective: yes."""
+        self._start.destroy()
+        self._point.destroy()
 
     def _guard(self, method: Callable[[], None]) -> None:
         try:
@@ -116,7 +132,8 @@ class Runner:
         """Record a point; say whether to stop there, for a reason other than convergence."""
         outcome = self.outcome
         outcome.history.append(math.sqrt(gradient**2 + constraints**2 + complementarity**2))
-        outcome.objective, outcome.point = iteration.objective, iteration.point
+        self._point.assign(iteration.point)
+        outcome.objective, outcome.point = iteration.objective, self._point
         outcome.gradient, outcome.constraints, outcome.complementarity = gradient, constraints, complementarity
         outcome.reason = self._observe(len(outcome.history) - 1, iteration.objective, gradient, constraints)
         if not outcome.reason and len(outcome.history) > self._limit:
@@ -150,6 +167,7 @@ class Runner:
             outcome.method = f"AdaSketch-Newton, {iteration.kkt_name or 'no step was needed'}"
             penalties = iteration.penalties
             outcome.penalties = f"{penalties.constraint:.3g}, {penalties.gradient:.3g}"
+            iteration.destroy()
 
     def _interior(self) -> None:
         outcome = self.outcome
@@ -169,6 +187,7 @@ class Runner:
         finally:
             _add(outcome.counters, iteration.counters)
             outcome.method = f"{name}, {iteration.kkt_name}"
+            iteration.destroy()
 
 
 def _add(total: Counters, part: Counters) -> None:

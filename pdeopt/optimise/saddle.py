@@ -7,7 +7,7 @@ import numpy as np
 from pdeopt.optimise.program import KKTSolver, Pair, Program
 from pdeopt.parallel import random_stream
 
-_ITERATIONS = 4
+_ITERATIONS = (4, 40)  # of inverse iteration: at least, and at most until negative curvature shows
 _LEAST = -1e-3  # curvature, in the metric, from which a point counts as a saddle: zero ones look negative near them
 _SHIFTS = tuple(10.0**k for k in range(-4, 16))
 
@@ -38,7 +38,9 @@ def negative_curvature(program: Program) -> Pair | None:
     right.primal.array[:] = stream.standard_normal(right.primal.getLocalSize())
     weights = program.weights()
     curvature = 0.0
-    for _ in range(_ITERATIONS):
+    for count in range(_ITERATIONS[1]):
+        if count >= _ITERATIONS[0] and curvature < _LEAST:
+            break
         kkt.solve(right, direction, 1e-8)
         size = float(np.sqrt(_square(direction, weights, program.comm)))
         direction.primal.scale(1.0 / size)

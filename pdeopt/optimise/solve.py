@@ -14,6 +14,7 @@ from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.petsc import AdaSketchNewton, TaoSettings
 from pdeopt.optimise.program import Program, norm
 from pdeopt.optimise.reduced_program import ReducedProgram
+from pdeopt.optimise.start import solve_state_first
 from pdeopt.problems.nonlinear_program import NonlinearProgram
 from pdeopt.report import ConvergenceError, OptionError, SolveReport
 
@@ -29,8 +30,8 @@ def minimise(
 ) -> SolveReport:
     """Find a minimum by AdaSketch-Newton, bounds by an interior point method; collective.
 
-    The result stands where the problem keeps it: in state, controls, adjoint and multipliers of a control problem, in the
-    controls of a functional, in a program's point. PETSc options under ``optimise_`` override what is given here
+    The result stands where the problem keeps it: in state, controls, adjoint and multipliers of a control problem, in
+    the controls of a functional, in a program's point. PETSc options under ``optimise_`` override what is given here
     (``-optimise_tao_adasketch_...``, ``-optimise_tao_monitor``, ``-optimise_tao_view``), those of the KKT solvers under
     ``kkt_`` and ``state_`` hold as in `ControlProblem.solve`.
 
@@ -88,11 +89,17 @@ def minimise(
             defaults = {"tao_gatol": each, "tao_grtol": 0.0, "tao_gttol": 0.0, "tao_catol": each, "tao_crtol": 0.0}
             with forms.default_options("optimise_", defaults | {"tao_max_it": max_iterations}):
                 tao.setFromOptions()
-                tao.solve()
+                try:
+                    tao.solve()
+                except PETSc.Error:
+                    if context.error is not None:
+                        raise context.error from None
+                    raise
             callbacks.raise_stored()
         finally:
             tao.destroy()
             point.destroy()
+            context.release()
         report = context.report
         assert report is not None
         if isinstance(program, ReducedProgram):
@@ -116,6 +123,7 @@ def minimise(
 def _program(problem: object, method: str | None) -> tuple[Program, bool]:
     """Return a problem as a program, and whether it was made here."""
     if isinstance(problem, ControlProblem):
+        solve_state_first(problem)
         return ControlProgram(problem, method), True
     if isinstance(problem, NonlinearProgram):
         from pdeopt.optimise.matrix_kkt import DirectionSettings

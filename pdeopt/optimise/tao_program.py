@@ -1,5 +1,6 @@
 """The callbacks that were set in a TAO, as a program."""
 
+from collections.abc import Callable
 from typing import Any
 
 from petsc4py import PETSc
@@ -7,6 +8,7 @@ from petsc4py import PETSc
 from pdeopt.optimise.matrices import MatrixProgram
 from pdeopt.optimise.matrix_kkt import DirectionSettings
 from pdeopt.optimise.program import Pair
+from pdeopt.parallel import CallbackErrors
 from pdeopt.report import OptionError
 
 
@@ -48,6 +50,22 @@ class TaoFunctions:
                 "inequality constraints of a TAO are not read: add slack variables with bounds, c(x) - s = 0, s >= 0"
             )
         self.multipliers: PETSc.Vec | None = None
+        self._errors = CallbackErrors(self._hessian.comm.tompi4py())
+
+    def _call[Result](self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call one of the user's functions; what it raises on one rank is raised on all. Collective: yes."""
+        with self._errors.guard():
+            try:
+                result = function(*arguments)
+            except PETSc.Error as error:
+                raise (error.__cause__ if isinstance(error.__cause__, Exception) else error) from None
+        self._errors.raise_stored()
+        return result
+
+    def _call_kept(self, callback: Any, *arguments: Any) -> None:
+        """Call what petsc4py keeps of a callback: the function with its own arguments."""
+        function, positional, named = callback
+        self._call(lambda: function(self._tao, *arguments, *(positional or ()), **(named or {})))
 
     def start(self) -> Pair:
         """Return the initial point: the TAO's solution, and zero multipliers. Collective: yes."""
@@ -62,52 +80,45 @@ class TaoFunctions:
     def objective(self, x: PETSc.Vec) -> float:
         """Return f(x). Collective: yes."""
         if self._tao.getObjective() is not None:
-            return float(self._tao.computeObjective(x))
+            return float(self._call(self._tao.computeObjective, x))
         gradient = x.duplicate()
-        value = float(self._tao.computeObjectiveGradient(x, gradient))
+        value = float(self._call(self._tao.computeObjectiveGradient, x, gradient))
         gradient.destroy()
         return value
 
     def gradient(self, x: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set f'(x). Collective: yes."""
         if self._tao.getGradient()[1] is not None:
-            self._tao.computeGradient(x, out)
+            self._call(self._tao.computeGradient, x, out)
         else:
-            self._tao.computeObjectiveGradient(x, out)
+            self._call(self._tao.computeObjectiveGradient, x, out)
 
     def constraints(self, x: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set c(x). Collective: yes."""
-        _call(self._constraints_callback, self._tao, x, out)
+        self._call_kept(self._constraints_callback, x, out)
 
     def jacobian(self, x: PETSc.Vec) -> PETSc.Mat:
         """Return c'(x). Collective: yes."""
         assert self._jacobian is not None
-        _call(self._jacobian_callback, self._tao, x, self._jacobian, self._jacobian_pc)
+        self._call_kept(self._jacobian_callback, x, self._jacobian, self._jacobian_pc)
         return self._jacobian
 
     def hessian(self, x: PETSc.Vec, multipliers: PETSc.Vec) -> PETSc.Mat:
         """Return the Hessian of the Lagrangian. Collective: yes."""
         self.multipliers = multipliers
-        self._tao.computeHessian(x, self._hessian, self._hessian_pc)
+        self._call(self._tao.computeHessian, x, self._hessian, self._hessian_pc)
         return self._hessian
 
-
-def _call(callback: Any, tao: PETSc.TAO, *arguments: Any) -> None:
-    """Call what petsc4py keeps of a callback: the function with its own arguments."""
-    function, positional, named = callback
-    function(tao, *arguments, *positional, **named)
+    def destroy(self) -> None:
+        """Nothing is to be freed: all is the TAO's. Collective: no."""
 
 
-def tao_program(tao: PETSc.TAO, settings: DirectionSettings) -> tuple[MatrixProgram, TaoFunctions]:
-    """Return the program of a TAO's callbacks and bounds, and the functions. Collective: yes.
-
-    Raises
-    ------
-    OptionError
-        If a callback is missing that the method needs.
-    """
-    functions = TaoFunctions(tao)
+def tao_program(tao: PETSc.TAO, functions: TaoFunctions, settings: DirectionSettings) -> MatrixProgram:
+    """Return the program of a TAO's callbacks and bounds. Collective: yes."""
     bounds = tao.getVariableBounds()
     bounds = bounds if bounds is not None and bounds[0] is not None and bounds[0].handle else None
     prefix = tao.getOptionsPrefix() or ""
-    return MatrixProgram(functions, functions.start(), bounds, None, settings, f"{prefix}tao_adasketch_"), functions
+    start = functions.start()
+    program = MatrixProgram(functions, start, bounds, None, settings, f"{prefix}tao_adasketch_")
+    start.dual.destroy()  # the primal one is the TAO's
+    return program
