@@ -319,7 +319,8 @@ class AdaSketch:
         self, right: Pair, direction: Pair, accuracy: float, shift: float
     ) -> tuple[tuple[float, float, float], float]:
         """Solve for a direction with growing shifts until it passes the descent test; return slopes and shift."""
-        dual_shift = _DUAL_SHIFT * min(1.0, self.evaluation.norm) if shift > 0.0 else 0.0
+        evaluation = self.evaluation
+        dual_shift = _DUAL_SHIFT * min(1.0, evaluation.norm) if shift > 0.0 else 0.0
         larger = iter(_DUAL_SHIFTS if self.point.dual.getSize() else ())
         while True:
             kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
