@@ -16,7 +16,6 @@ from pdeopt.bench import optimise_rivals
 from pdeopt.bench.control_cases import Case, square
 from pdeopt.bench.harness import Row
 from pdeopt.control import ControlProblem, solvers
-from pdeopt.fem import forms
 from pdeopt.optimise import minimise
 from pdeopt.report import PdeoptError
 
@@ -49,7 +48,9 @@ def _few_sensors(comm: MPI.Comm, cells: int, weight: float) -> Case:
 
 PROBLEMS = {
     "semilinear": Problem(
-        lambda comm, cells, weight: problems.SemilinearControl(square(comm, cells), alpha=weight), (1e-2, 1e-4), (32, 64)
+        lambda comm, cells, weight: problems.SemilinearControl(square(comm, cells), alpha=weight),
+        (1e-2, 1e-4),
+        (32, 64),
     ),
     "Bratu": Problem(
         lambda comm, cells, weight: problems.BratuControl(square(comm, cells), alpha=weight), (1e-2, 1e-4), (32, 64)

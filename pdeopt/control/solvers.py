@@ -167,11 +167,15 @@ class KKTSolver:
         if self._stopping is not None:
             self._stopping.start(right, rtol, norm)
         elif isinstance(self._preconditioner, ReducedHessianPC):
-            self._preconditioner.target = (
-                _SAFETY * max(rtol, 1e-13) * (self._system.norm(right) if norm is None else norm)
-            )
+            size = self._system.norm(right) if norm is None else norm
+            self._preconditioner.target = _SAFETY * max(rtol, 1e-13) * size
         with forms.log_event(f"pdeopt {self.method} solve"):
-            self._solve(right, out)
+            try:
+                self._solve(right, out)
+            except PETSc.Error as error:  # what the preconditioner raised, in PETSc's clothes
+                if isinstance(error.__cause__, ConvergenceError):
+                    raise error.__cause__ from None
+                raise
         reason = self.ksp.getConvergedReason()
         if reason < 0:
             advice = KSP_ADVICE.get(reason, "see kkt_ksp_converged_reason")

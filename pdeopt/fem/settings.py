@@ -13,7 +13,9 @@ _TRUTH = (
 )
 
 
-def read_settings[Settings](given: Settings, prefix: str | None, group: str) -> Settings:
+def read_settings[Settings](
+    given: Settings, prefix: str | None, group: str, inner: tuple[str, ...] = ()
+) -> Settings:
     """Return settings with what the options say in the place of what was given.
 
     Parameters
@@ -25,6 +27,8 @@ def read_settings[Settings](given: Settings, prefix: str | None, group: str) -> 
         The PETSc object's prefix.
     group
         What the names of the options begin with, such as ``"pc_bandit_"``.
+    inner
+        What follows the group in names that belong to inner solvers, such as ``"kkt_"``.
 
     Raises
     ------
@@ -37,7 +41,7 @@ def read_settings[Settings](given: Settings, prefix: str | None, group: str) -> 
     fields = [field.name for field in dataclasses.fields(given)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name in options.getAll():
-        if not name.startswith(group):
+        if not name.startswith(group) or name.removeprefix(group).startswith(inner):
             continue
         full, field = f"-{prefix or ''}{name}", name.removeprefix(group)
         if field not in fields:

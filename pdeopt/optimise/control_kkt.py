@@ -11,7 +11,7 @@ from pdeopt.control import solvers
 from pdeopt.control.kkt import Blocks
 from pdeopt.control.solvers import KKTSolver as StructuredSolver
 from pdeopt.fem import forms
-from pdeopt.optimise.matrix_kkt import FACTORISATION, KRYLOV, SKETCHES
+from pdeopt.optimise.matrix_kkt import SKETCHES, default_options
 from pdeopt.optimise.program import KKTResult, Mask, Pair
 from pdeopt.optimise.recycled import RECYCLED
 from pdeopt.report import ConvergenceError, OptionError
@@ -159,11 +159,9 @@ class ControlKKT:
         self._ksp = ksp = PETSc.KSP().create(system.comm)
         ksp.setOptionsPrefix("kkt_")
         ksp.setOperators(matrix)
-        defaults: dict[str, object] = dict(FACTORISATION if method == "factorisation" else KRYLOV)
+        defaults = default_options(method, "kkt_")
         if method == "factorisation":  # matching A with its transpose saves the delayed pivots: 20 to 40 times the time
             defaults["mat_mumps_icntl_6"] = 5
-        if method in SKETCHES:
-            defaults |= {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP", "ksp_sketch_type": method}
         with forms.default_options("kkt_", defaults):
             ksp.setFromOptions()
             ksp.setErrorIfNotConverged(False)
@@ -207,7 +205,7 @@ class ControlKKT:
     def _solve_core(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float) -> int:
         """Solve without the extra constraints and return the iterations. Collective: yes."""
         if self._structured is not None:
-            return self._structured.solve(right, out, rtol)
+            return self._structured.solve(right, out, rtol, report_negative_curvature=True)
         assert self._ksp is not None
         scaled = right.copy()
         if self._fixed is not None:
@@ -259,7 +257,8 @@ class ControlKKT:
             raise ConvergenceError("the KKT system could not be solved: its matrix is singular, or has NaN or Inf")
         program.split(solution, out, multipliers)
         solves = self._structured.solves - solves if self._structured is not None else 0
-        return KKTResult(iterations, relative, state_solves=solves)
+        indefinite = self._structured is not None and self._structured.negative_curvature
+        return KKTResult(iterations, relative, indefinite, solves)
 
     def _residual(self, vector: PETSc.Vec, multipliers: Array, extra: Array, right: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set right - K z, the part of the extra constraints into ``_last_extra``."""

@@ -4,6 +4,8 @@ Inner products are those of `pdeopt.control.riesz`, so that merit function, tole
 the mesh. Dirichlet conditions of the state hold from the start on: no step changes them.
 """
 
+import math
+
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from pdeopt.control import ControlProblem, solvers, structure
 from pdeopt.control.kkt import Blocks
 from pdeopt.control.preconditioners import LinearContext
+from pdeopt.control.state_solvers import state_solver
 from pdeopt.fem import forms
 from pdeopt.optimise.control_kkt import METHODS, ControlKKT
 from pdeopt.optimise.program import KKTSolver, Mask, Pair
@@ -69,6 +72,8 @@ class ControlProgram:
         self._structure = structure.recognise(system, self._blocks, self._state_mass)
         system.calibrate_norm(self._blocks, self._state_mass)
         self._bounds = self._make_bounds()
+        simple = self._bounds is None and not self._multipliers
+        self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
             if method == "direct" and not self.quadratic:
@@ -231,6 +236,36 @@ class ControlProgram:
         for pair in (here, zero, residual):
             pair.destroy()
         return size
+
+    def restore(self, point: Pair) -> int:
+        """Set state and adjoint to those of the controls, where the state equation is affine in the state.
+
+        If the control multiplies the state, both change fast along a step, and the full space's linearisation serves
+        only short ones. The solves are not lost: the next elimination starts without them. Collective: yes.
+        """
+        system, layout = self.system, self.system.layout
+        if not self.restores:
+            return 0
+        self.move(point)
+        operator = system.assemble_state_operator()
+        ksp = state_solver(system, operator, self._symmetric, self.problem._state_solver)
+        right, change = operator.createVecs()
+        vector = self._work[0]
+        for field, transpose in ((0, False), (system.adjoint_field, True)):
+            other = system.adjoint_field - field
+            system.assemble_derivative(other, vector)
+            right.array[:] = layout.read(vector, other)
+            (ksp.solveTranspose if transpose else ksp.solve)(right, change)
+            if ksp.getConvergedReason() < 0:
+                change.set(math.nan)
+            system.get_unknowns(vector)
+            layout.write(vector, field, layout.read(vector, field) - change.array_r)
+            system.set_unknowns(vector)
+        self.get(point)
+        self._forget()
+        for item in (ksp, operator, right, change):
+            item.destroy()
+        return 2
 
     # Inner products and solvers --------------------------------------------------------------------------------------
 

@@ -189,7 +189,8 @@ class InteriorPoint:
             self._lower_barrier()
             length = self._filter_step()
         self.counters.unit_steps += length >= 1.0
-        if self.point.dual.norm() > _RUNAWAY * self._scale:
+        # Where bounds are active too, multipliers may rightly be unbounded at a solution.
+        if self.bounds.measure == 0.0 and self.point.dual.norm() > _RUNAWAY * self._scale:
             self._reset_multipliers()
         self._check_diverged()
         self._history = [*self._history[1 - _MEMORY :], self.norms.largest]

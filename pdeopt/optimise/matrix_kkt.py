@@ -56,6 +56,18 @@ class DirectionSettings:
             raise InputError(f"solver is {self.solver!r}: choose one of {', '.join(known)}")
 
 
+def default_options(solver: str, prefix: str) -> dict[str, object]:
+    """Return the options of a solver's KSP that hold where none are given under its prefix. Collective: no."""
+    if solver == "factorisation":
+        return dict(FACTORISATION)
+    defaults: dict[str, object] = dict(KRYLOV)
+    if solver in SKETCHES:
+        return defaults | {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP", "ksp_sketch_type": solver}
+    if "gmres" not in PETSc.Options(prefix).getString("ksp_type", "gmres"):
+        del defaults["ksp_pc_side"]  # symmetric methods have no right side
+    return defaults
+
+
 class MatrixKKT:
     """[[c H + D, G'], [G, -e I]] in coordinates in which the Riesz norm is the Euclidean one.
 
@@ -124,11 +136,7 @@ class MatrixKKT:
         ksp = self._ksp
         ksp.setOptionsPrefix(f"{prefix}kkt_")
         ksp.setOperators(self.matrix)
-        defaults: dict[str, object] = dict(FACTORISATION if settings.solver == "factorisation" else KRYLOV)
-        if settings.solver in SKETCHES:
-            defaults |= {"ksp_type": "python", "ksp_python_type": "pdeopt.SketchedKSP"}
-            defaults |= {"ksp_sketch_type": settings.solver}
-        with forms.default_options(f"{prefix}kkt_", defaults):
+        with forms.default_options(f"{prefix}kkt_", default_options(settings.solver, f"{prefix}kkt_")):
             ksp.setFromOptions()
             ksp.setErrorIfNotConverged(False)
             ksp.setUp()

@@ -99,7 +99,7 @@ class AdaSketchNewton:
 
     def setFromOptions(self, tao: PETSc.TAO) -> None:
         """Read the options under the prefix of the TAO. Collective: no."""
-        self.settings = read_settings(self.settings, tao.getOptionsPrefix(), "tao_adasketch_")
+        self.settings = read_settings(self.settings, tao.getOptionsPrefix(), "tao_adasketch_", inner=("kkt_",))
 
     def solve(self, tao: PETSc.TAO) -> None:
         """Solve from the TAO's solution vector, and leave the result there. Collective: yes."""
@@ -113,6 +113,7 @@ class AdaSketchNewton:
         tolerances = Tolerances(gradient or _TOLERANCE, constraint or _TOLERANCE)
 
         def observe(step: int, objective: float, gradient: float, constraints: float) -> int:
+            tao.setIterationNumber(step)
             tao.monitor(its=step, f=objective, res=gradient, cnorm=constraints)
             return int(tao.getConvergedReason())  # a monitor of the user's may stop it
 

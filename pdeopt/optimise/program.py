@@ -11,7 +11,7 @@ k = 1, or 0 for least-squares multipliers.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -180,6 +180,22 @@ class Program(Protocol):
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A program that can find, at the price of few solves, what belongs to a part of x: the state to the controls."""
+
+    def restore(self, point: Pair) -> int:
+        """Move a point so that c = 0 and so that L_x = 0 by that part of x, where that is cheap.
+
+        Returns
+        -------
+        int
+            The solves that it took; 0 if nothing was done.
+
+        Collective: yes.
+        """
 
 
 def norm(program: Program, covector: Pair, parts: Sequence[str] = ("primal", "dual")) -> float:

@@ -55,7 +55,10 @@ class TaoFunctions:
     def _call[Result](self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call one of the user's functions; what it raises on one rank is raised on all. Collective: yes."""
         with self._errors.guard():
-            result = function(*arguments)
+            try:
+                result = function(*arguments)
+            except PETSc.Error as error:
+                raise (error.__cause__ if isinstance(error.__cause__, Exception) else error) from None
         self._errors.raise_stored()
         return result
 
