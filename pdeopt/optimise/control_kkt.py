@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pdeopt.optimise.control_program import ControlProgram
 
 Array = npt.NDArray[np.float64]
-METHODS = (*solvers.METHODS, "factorisation", "ksp", *SKETCHES)
+METHODS = (*solvers.METHODS, "low_rank", "factorisation", "ksp", *SKETCHES)
 _ACCURACY = 1e-10  # asked of factorisations, however loose the tolerance
 
 
@@ -65,13 +65,15 @@ class ControlKKT:
         self._responses: list[PETSc.Vec] = []
         self._structured: StructuredSolver | None = None
         self._ksp: PETSc.KSP | None = None
-        if program.method in solvers.METHODS:
+        self._iterations = 0
+        if program.method == "low_rank" or program.method in solvers.METHODS:
             context = program.linear_context(self._blocks, self._held)
-            recycled = program.recycled
+            learned = program.preconditioner
+            structured = "reduced_hessian" if program.method == "low_rank" else program.method
             self._structured = StructuredSolver(
-                program.method, context, program.problem._state_solver, recycled, RECYCLED if recycled else 0
+                structured, context, program.problem._state_solver, learned, RECYCLED if learned else 0
             )
-            self.name = self._structured.name
+            self.name = self._structured.name + (", eigenpairs" if program.method == "low_rank" else "")
         else:
             self.name = program.method
             self._set_up_matrix_solver(program.method)
@@ -238,6 +240,7 @@ class ControlKKT:
             tolerance = min(1.0, rtol * size / reached) if reached > 0.0 else 1.0
         solution.set(0.0)
         iterations = self._solve_core(load, solution, min(tolerance, 0.5))
+        self._iterations += iterations
         if self._gradients:
             mismatch = np.array([gradient.dot(solution) for gradient in self._gradients]) - extra
             change = np.linalg.solve(self._schur, mismatch)
@@ -274,8 +277,8 @@ class ControlKKT:
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         if self._structured is not None:
-            if self._program.recycled is not None:
-                self._program.recycled.learn(self._structured.take_pairs())
+            if self._program.preconditioner is not None:
+                self._program.preconditioner.learn(self._structured.take_pairs(), self._iterations)
             self._structured.destroy()
         if self._ksp is not None:
             for item in (self._ksp, self._monolithic, self._scaling):

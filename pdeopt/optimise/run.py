@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
+from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances
 from pdeopt.optimise.program import Pair, Program
 from pdeopt.optimise.regularisation import Counters, Failure
@@ -174,7 +176,8 @@ class Runner:
         tolerances = self._tolerances
         if outcome.point is not None:  # a point from which no step helps is no good start
             self._program.move(self._start)
-        iteration = InteriorPoint(self._program)
+        settings = InteriorPointSettings(even_multipliers=isinstance(self._program, ControlProgram))
+        iteration = InteriorPoint(self._program, settings)
         name = f"{outcome.method}; then the interior point method" if outcome.history else "interior point method"
         try:
             while not self._record(iteration, *dataclasses.astuple(iteration.norms)):
