@@ -12,4 +12,5 @@ BENCHES = {
     "relax": "pdeopt.bench.relax",
     "tune": "pdeopt.bench.tune",
     "layers": "pdeopt.bench.layers",
+    "optimise": "pdeopt.bench.optimise",
 }

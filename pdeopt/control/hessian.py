@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from petsc4py import PETSc
 
+from pdeopt.control.conjugate_trace import ConjugateTrace
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.fem import forms
 from pdeopt.report import KSP_ADVICE, ConvergenceError
@@ -36,12 +37,15 @@ class ReducedHessian:
         Linearised state and adjoint solves so far, those that others make through `solve_state` included.
     curvatures
         If a list, every action on a d appends d'Hd to it.
+    trace
+        If there is one, every action is recorded in it.
     """
 
     def __init__(self, system: KKTSystem, blocks: Blocks, state_ksp: PETSc.KSP) -> None:
         self._system, self._blocks, self._state_ksp = system, blocks, state_ksp
         self.solves = 0
         self.curvatures: list[float] | None = None
+        self.trace: ConjugateTrace | None = None
         self.layout = forms.BlockLayout(system.comm, system.layout.sizes[1:-1])
         sizes = (self.layout.offsets[-1], self.layout.global_size)
         self.matrix = PETSc.Mat().createPython((sizes, sizes), context=self, comm=system.comm)
@@ -110,6 +114,8 @@ class ReducedHessian:
         self.add_transposed(blocks.control_operators, adjoint, out)
         if self.curvatures is not None:
             self.curvatures.append(float(control.dot(out)))
+        if self.trace is not None:
+            self.trace.record(control, out, state, adjoint)
 
     multTranspose = mult
 

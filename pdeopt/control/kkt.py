@@ -384,6 +384,15 @@ class KKTSystem:
             yield field, scale, product, work.load(residual)
             work.vector.destroy()
 
+    def control_norm(self, covector: PETSc.Vec, layout: forms.BlockLayout) -> float:
+        """Return the Riesz norm of a covector of all controls, which lie in it as a layout says. Collective: yes."""
+        square = 0.0
+        for j, product in enumerate(self._control_riesz):
+            work = forms.SubVectors(layout, j)
+            square += product.dual_norm_squared(work.load(covector)) / self.regularisation_weight
+            work.vector.destroy()
+        return math.sqrt(square)
+
     def norm(self, residual: PETSc.Vec) -> float:
         """Return the Riesz norm of a residual. Collective: yes."""
         return math.hypot(*self.norms(residual))

@@ -72,7 +72,7 @@ class NewtonSolver:
     method
         A name of `pdeopt.control.solvers.METHODS`, or None to choose by structure.
     state_setup
-        Solver of the state equation in "reduced_hessian", see `pdeopt.control.solvers.state_solver`.
+        Solver of the state equation in "reduced_hessian", see `pdeopt.control.state_solvers.state_solver`.
     """
 
     def __init__(

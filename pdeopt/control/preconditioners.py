@@ -154,11 +154,17 @@ class ShiftedSolver:
         Whether the result must be an accurate inverse and not just a good direction.
     extra
         Further defaults for the solver's options.
+
+    Attributes
+    ----------
+    solves
+        Applications so far.
     """
 
     def __init__(
         self, matrix: PETSc.Mat, symmetric: bool, accurate: bool, extra: Mapping[str, object] | None = None
     ) -> None:
+        self.solves = 0
         self._matrices = [matrix] if symmetric else [matrix, matrix.transpose(PETSc.Mat())]
         self._ksps = []
         for operator in self._matrices:
@@ -184,10 +190,12 @@ class ShiftedSolver:
 
     def solve(self, covector: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply the approximate inverse of A + s M. Collective: yes."""
+        self.solves += 1
         self._ksps[0].solve(covector, out)
 
     def solve_transpose(self, covector: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply the approximate inverse of (A + s M)'. Collective: yes."""
+        self.solves += 1
         self._ksps[-1].solve(covector, out)
 
     def release(self) -> None:
@@ -290,6 +298,11 @@ class PearsonWathen:
             work.shifted.solve_transpose(second, result[-1])
             result[-1].scale(self._weight)
 
+    @property
+    def solves(self) -> int:
+        """Applications of the shifted operator's inverse so far."""
+        return self._work.shifted.solves
+
     def release(self) -> None:
         """Free solvers and work vectors. Collective: yes."""
         self._work.release()
@@ -330,6 +343,11 @@ class SquareBlock:
             difference.copy(result[0])
             result[0].axpy(1.0 / scale, result[-1])
             work.recover_controls(parts, result)
+
+    @property
+    def solves(self) -> int:
+        """Applications of the shifted operator's inverse so far."""
+        return self._work.shifted.solves
 
     def release(self) -> None:
         """Free solvers and work vectors. Collective: yes."""
@@ -372,6 +390,11 @@ class SwappedSchur:
             self._mass.solve(first, result[-1])
             result[-1].scale(1.0 / self._coupling)
             work.recover_controls(parts, result)
+
+    @property
+    def solves(self) -> int:
+        """Applications of the shifted operator's inverse so far."""
+        return self._work.shifted.solves
 
     def release(self) -> None:
         """Free solvers and work vectors. Collective: yes."""

@@ -8,7 +8,7 @@ from petsc4py import PETSc
 
 import numpy as np
 
-from pdeopt.control import riesz, solvers
+from pdeopt.control import riesz, solvers, state_solvers
 from pdeopt.control.hessian import ReducedHessian
 from pdeopt.control.kkt import Blocks, KKTSystem
 from pdeopt.control.newton import Bounds
@@ -74,7 +74,7 @@ class ReducedFunctional:
     gauss_newton
         Leave the second derivatives of state equation and constraints out of the Hessian.
     state_setup
-        Solver of the state equation and its adjoint, see `pdeopt.control.solvers.state_solver`.
+        Solver of the state equation and its adjoint, see `pdeopt.control.state_solvers.state_solver`.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class ReducedFunctional:
         system = self._system
         self._operator = system.assemble_state_operator()
         symmetric = solvers.state_operator_is_symmetric(system, self._operator)
-        ksp = solvers.state_solver(system, self._operator, symmetric, setup)
+        ksp = state_solvers.state_solver(system, self._operator, symmetric, setup)
         self._right, self._solution = self._operator.createVecs()
         self._snes = PETSc.SNES().create(self.comm)
         self._snes.setOptionsPrefix("state_")

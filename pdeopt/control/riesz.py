@@ -7,6 +7,7 @@ Appl. 32 (2011), eq. (40)): with observation weight w, regularisation weight a a
     |y|^2 = w (|y|_0^2 + t |grad y|_0^2),   |u|^2 = a (u, u)_U,   |p|^2 = (|p|_0^2 + t |grad p|_0^2) / a.
 """
 
+import math
 from collections.abc import Sequence
 
 from mpi4py import MPI
@@ -37,6 +38,8 @@ _CONTROL_SOLVER = {
     "pc_type": "jacobi",
 }
 
+_FAILED = (PETSc.KSP.ConvergedReason.DIVERGED_NANORINF, PETSc.KSP.ConvergedReason.DIVERGED_DTOL)
+
 
 class RieszMap:
     """Solves with a symmetric positive definite matrix, and the dual norm that it induces.
@@ -63,18 +66,19 @@ class RieszMap:
 
     def solve(self, covector: PETSc.Vec, representative: PETSc.Vec, rtol: float | None = None) -> None:
         """Find the Riesz representative of a covector. Collective: yes."""
+        previous = self._ksp.getTolerances()[0]
         if rtol is not None:
-            previous = self._ksp.getTolerances()[0]
             self._ksp.setTolerances(rtol=rtol)
-            self._ksp.solve(covector, representative)
-            self._ksp.setTolerances(rtol=previous)
-        else:
-            self._ksp.solve(covector, representative)
+        self._ksp.solve(covector, representative)
+        self._ksp.setTolerances(rtol=previous)
+        if self._ksp.getConvergedReason() in _FAILED:  # PETSc leaves zeros, which would look like a solution
+            representative.set(math.nan)
 
     def dual_norm_squared(self, covector: PETSc.Vec) -> float:
-        """Return the squared dual norm of a covector. Collective: yes."""
-        self._ksp.solve(covector, self._representative)
-        return float(max(covector.dot(self._representative), 0.0))
+        """Return the squared dual norm of a covector, NaN if it has NaN or is too large. Collective: yes."""
+        self.solve(covector, self._representative)
+        square = float(covector.dot(self._representative))
+        return square if math.isnan(square) else max(square, 0.0)
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""

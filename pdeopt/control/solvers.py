@@ -4,32 +4,22 @@ Each is a PETSc KSP under the prefix ``kkt_``; whatever the user sets there wins
 """
 
 import time
-from typing import Protocol
 
 from petsc4py import PETSc
 
 import numpy as np
 import ufl
 
-from pdeopt.control.hessian import ReducedHessian
-from pdeopt.control.kkt import Blocks, KKTSystem
+from pdeopt.control.kkt import KKTSystem
 from pdeopt.control.preconditioners import LinearContext, PearsonWathen, SquareBlock, SwappedSchur
+from pdeopt.control.reduced_kkt import ControlPreconditioner, ReducedHessianPC
 from pdeopt.control.stopping import RieszStopping
-from pdeopt.control.two_way import two_way_solver
 from pdeopt.fem import forms
 from pdeopt.fem.saddle import SolverSetup
 from pdeopt.report import KSP_ADVICE, ConvergenceError, OptionError
 
+_SAFETY = 0.5  # between the residual asked for and that at which CG stops: norms are right to a few digits
 METHODS = ("matched_schur", "pearson_wathen", "direct", "reduced_hessian")
-_INDEFINITE = (PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_PC, PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_MAT)
-_STATE_DIRECT_LIMIT = {1: 10_000_000, 2: 500_000, 3: 60_000}
-
-
-class ControlPreconditioner(Protocol):
-    """A symmetric positive definite approximation of the inverse of the reduced Hessian."""
-
-    def apply(self, pc: PETSc.PC, covector: PETSc.Vec, out: PETSc.Vec) -> None:
-        """Apply it to a vector over all controls. Collective: yes."""
 
 
 class KKTSolver:
@@ -45,6 +35,8 @@ class KKTSolver:
         Solver of the state equation in "reduced_hessian", see `state_solver`.
     control_preconditioner
         Preconditioner of the conjugate gradients in "reduced_hessian", kept; see `ReducedHessianPC`.
+    recycle
+        How many directions of these conjugate gradients to keep for `take_pairs`.
 
     Raises
     ------
@@ -58,6 +50,7 @@ class KKTSolver:
         context: LinearContext,
         state_setup: SolverSetup | None = None,
         control_preconditioner: ControlPreconditioner | None = None,
+        recycle: int = 0,
     ) -> None:
         started = time.perf_counter()
         self.method = method
@@ -92,7 +85,7 @@ class KKTSolver:
                 self._stopping = RieszStopping(system.norm)
                 self.name = f"{krylov.upper()} + {type(self._preconditioner).__name__}"
             elif method == "reduced_hessian":
-                self._preconditioner = ReducedHessianPC(context, state_setup, control_preconditioner)
+                self._preconditioner = ReducedHessianPC(context, state_setup, control_preconditioner, recycle)
                 defaults = {"ksp_type": "preonly", "pc_type": "python"}
                 self.name = "reduced-Hessian CG in the control metric"
             else:
@@ -135,9 +128,13 @@ class KKTSolver:
 
     @property
     def solves(self) -> int:
-        """Solves with the state operator or its transpose so far in "reduced_hessian"; 0 in other methods."""
+        """Solves with the state operator or its transpose, or with the shifted one, so far; 0 by factorisation."""
+        return 0 if self._preconditioner is None else self._preconditioner.solves
+
+    def take_pairs(self) -> list[tuple[PETSc.Vec, PETSc.Vec]]:
+        """Return what "reduced_hessian" was told to keep, see `ReducedHessianPC.take_pairs`."""
         inner = self._preconditioner
-        return inner.solves if isinstance(inner, ReducedHessianPC) else 0
+        return inner.take_pairs() if isinstance(inner, ReducedHessianPC) else []
 
     def solve(
         self,
@@ -170,10 +167,15 @@ class KKTSolver:
         if self._stopping is not None:
             self._stopping.start(right, rtol, norm)
         elif isinstance(self._preconditioner, ReducedHessianPC):
-            # Eliminating state and adjoint amplifies the right-hand side by up to 1 / sqrt(alpha) before CG sees it.
-            self._preconditioner.rtol = max(1e-3 * rtol, 1e-13)
+            size = self._system.norm(right) if norm is None else norm
+            self._preconditioner.target = _SAFETY * max(rtol, 1e-13) * size
         with forms.log_event(f"pdeopt {self.method} solve"):
-            self._solve(right, out)
+            try:
+                self._solve(right, out)
+            except PETSc.Error as error:  # what the preconditioner raised, in PETSc's clothes
+                if isinstance(error.__cause__, ConvergenceError):
+                    raise error.__cause__ from None
+                raise
         reason = self.ksp.getConvergedReason()
         if reason < 0:
             advice = KSP_ADVICE.get(reason, "see kkt_ksp_converged_reason")
@@ -216,193 +218,6 @@ def _schur(method: str, context: LinearContext) -> PearsonWathen | SquareBlock |
     if method == "pearson_wathen":
         return PearsonWathen(context)
     return SwappedSchur(context) if context.structure.kind == "partial observation" else SquareBlock(context)
-
-
-class ReducedHessianPC:
-    """Solves the KKT system by eliminating state and adjoint: CG for the reduced Hessian, preconditioned by L_uu.
-
-    Where CG meets a direction of negative curvature it stops, as Steihaug's does: what it found until then (its first
-    direction, if that is the one) becomes the control's part of the solution, and `negative_curvature` is set.
-
-    In the metric of the regularisation the spectrum of the reduced Hessian is that of the identity plus a compact
-    operator, so the iterations do not grow with refinement.
-
-    Parameters
-    ----------
-    context
-        The system to solve.
-    state_setup
-        Solver of the state equation, see `state_solver`.
-    control_preconditioner
-        Preconditions CG instead of L_uu, which is indefinite far from the optimum where the state equation is
-        nonlinear in the control; kept, and not freed.
-
-    Attributes
-    ----------
-    iterations, negative_curvature
-        Of the last solve.
-    """
-
-    def __init__(
-        self,
-        context: LinearContext,
-        state_setup: SolverSetup | None = None,
-        control_preconditioner: ControlPreconditioner | None = None,
-    ) -> None:
-        system, blocks = context.system, context.blocks
-        self._system, self._blocks = system, blocks
-        self.rtol, self.iterations, self.negative_curvature = 1e-8, 0, False
-        self._state_ksp = state_solver(system, blocks.state_operator, context.symmetric, state_setup)
-        self._hessian = ReducedHessian(system, blocks, self._state_ksp)
-        self._inner = _regularisation(blocks, system)
-        self._ksp = PETSc.KSP().create(system.comm)
-        self._ksp.setOptionsPrefix("kkt_reduced_")
-        self._ksp.setOperators(self._hessian.matrix, self._inner)
-        defaults: dict[str, object] = {"ksp_type": "cg", "ksp_norm_type": "natural", "ksp_max_it": 2000}
-        if control_preconditioner is None:
-            defaults |= {"pc_type": "ksp", "ksp_ksp_type": "cg", "ksp_ksp_rtol": 1e-10, "ksp_pc_type": "jacobi"}
-        else:
-            defaults |= {"pc_type": "python"}
-        with forms.default_options("kkt_reduced_", defaults):
-            if control_preconditioner is not None:
-                self._ksp.getPC().setType("python")
-                self._ksp.getPC().setPythonContext(control_preconditioner)
-            self._ksp.setFromOptions()
-            self._ksp.setUp()
-        self._ksp.addConvergenceTest(self._stop_at_negative_curvature, prepend=True)
-        self._state = [forms.SubVectors(system.layout, 0).vector for _ in range(4)]
-        self._control = [self._hessian.layout.create_vector() for _ in range(2)]
-
-    def apply(self, pc: PETSc.PC, right: PETSc.Vec, out: PETSc.Vec) -> None:
-        """Solve the whole KKT system for a right-hand side. Collective: yes."""
-        layout, last, blocks, hessian = self._system.layout, self._system.adjoint_field, self._blocks, self._hessian
-        work, state, adjoint, product = self._state
-        reduced, control = self._control
-        controls = slice(layout.offsets[1], layout.offsets[last])
-
-        def solve_adjoint(with_control: bool) -> None:
-            """A^-T (r_y - L_yy y - L_yu u)."""
-            work.array[:] = layout.read(right, 0)
-            product.set(0.0)
-            if blocks.state_state is not None:
-                blocks.state_state.mult(state, product)
-            if with_control:
-                hessian.add_controls(blocks.state_control, control, product)
-            work.axpy(-1.0, product)
-            hessian.solve_state(work, adjoint, transpose=True)
-
-        work.array[:] = layout.read(right, last)
-        hessian.solve_state(work, state)  # A^-1 r_p
-        solve_adjoint(with_control=False)
-        reduced.set(0.0)
-        hessian.add_transposed(blocks.state_control, state, reduced)
-        hessian.add_transposed(blocks.control_operators, adjoint, reduced)
-        reduced.scale(-1.0)
-        reduced.array[:] += right.array_r[controls]
-        self._ksp.setTolerances(rtol=self.rtol)
-        hessian.curvatures = curvatures = list[float]()
-        self._ksp.solve(reduced, control)
-        hessian.curvatures = None
-        self.iterations = int(self._ksp.getIterationNumber())
-        reason = self._ksp.getConvergedReason()
-        self.negative_curvature = reason in _INDEFINITE
-        if self.negative_curvature and (len(curvatures) <= 1 or control.norm() == 0.0):
-            self._first_direction(reason, reduced, control)
-        elif reason < 0 and not self.negative_curvature:
-            raise ConvergenceError(f"the reduced-Hessian solve failed (reason {reason}): {KSP_ADVICE.get(reason, '')}")
-        out.array[controls] = control.array_r
-        work.array[:] = layout.read(right, last)
-        product.set(0.0)
-        hessian.add_controls(blocks.control_operators, control, product)
-        work.axpy(-1.0, product)
-        hessian.solve_state(work, state)
-        layout.write(out, 0, state.array_r)
-        solve_adjoint(with_control=True)
-        layout.write(out, last, adjoint.array_r)
-
-    def _stop_at_negative_curvature(self, ksp: PETSc.KSP, iteration: int, norm: float) -> int:
-        """End CG after a direction of negative curvature: PETSc's own goes on until the curvature changes its sign."""
-        curvatures = self._hessian.curvatures
-        if curvatures and curvatures[-1] < 0.0:
-            return int(PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_MAT)
-        return int(PETSc.KSP.ConvergedReason.CONVERGED_ITERATING)
-
-    def _first_direction(self, reason: int, right: PETSc.Vec, out: PETSc.Vec) -> None:
-        """Set the preconditioned right-hand side; by the diagonal of the metric if the preconditioner is at fault."""
-        if reason == PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_MAT:
-            self._ksp.getPC().apply(right, out)
-        if right.dot(out) <= 0.0:
-            first = 0
-            for product in self._system.control_products:
-                diagonal = product.getDiagonal()
-                part = slice(first, first + diagonal.getLocalSize())
-                out.array[part] = right.array_r[part] / diagonal.array_r
-                first = part.stop
-
-    @property
-    def solves(self) -> int:
-        """Solves with the state operator or its transpose so far."""
-        return self._hessian.solves
-
-    def release(self) -> None:
-        """Free the PETSc objects. Collective: yes."""
-        self._ksp.destroy()
-        self._hessian.release()
-        for item in (self._state_ksp, self._inner, *self._state, *self._control):
-            item.destroy()
-
-
-def _regularisation(blocks: Blocks, system: KKTSystem) -> PETSc.Mat:
-    """Return L_uu over all controls as one AIJ matrix; the control's inner product stands in where it vanishes."""
-    count = len(system.controls)
-    table: list[list[PETSc.Mat | None]] = [[None] * count for _ in range(count)]
-    for i in range(count):
-        for j in range(i, count):
-            table[i][j] = blocks.control_control[i][j]
-            if i < j and table[i][j] is not None:
-                table[j][i] = PETSc.Mat().createTranspose(table[i][j])
-    only = blocks.control_control[0][0]
-    if count == 1 and only is not None:
-        return only.copy()
-    nest = PETSc.Mat().createNest(table, comm=system.comm)
-    matrix = nest.convert("aij", PETSc.Mat())
-    nest.destroy()
-    return matrix
-
-
-def state_solver(
-    system: KKTSystem, operator: PETSc.Mat, symmetric: bool, setup: SolverSetup | None = None
-) -> PETSc.KSP:
-    """Return a KSP for the linearised state equation and its transpose, prefix ``state_``. Collective: yes.
-
-    That of the setup, if there is one; otherwise a factorisation up to the limit of the dimension, CG or GMRES with
-    algebraic multigrid above it. The tolerance makes it exact for the solvers around it.
-    """
-    dimension = system.lagrangian.state.function_space.mesh.topology.dim
-    return linear_state_solver(operator, symmetric, dimension, setup)
-
-
-def linear_state_solver(
-    operator: PETSc.Mat, symmetric: bool, dimension: int, setup: SolverSetup | None = None, prefix: str = "state_"
-) -> PETSc.KSP:
-    """Return such a KSP for an operator on a mesh of a topological dimension. Collective: yes."""
-    if setup is not None:
-        return two_way_solver(operator, setup, prefix)
-    ksp = PETSc.KSP().create(operator.comm)
-    ksp.setOptionsPrefix(prefix)
-    ksp.setOperators(operator)
-    defaults: dict[str, object]
-    if operator.getSize()[0] <= _STATE_DIRECT_LIMIT[dimension]:
-        factorisation = "cholesky" if symmetric else "lu"
-        operator.setOption(PETSc.Mat.Option.SYMMETRIC, symmetric)
-        defaults = {"ksp_type": "preonly", "pc_type": factorisation, "pc_factor_mat_solver_type": "mumps"}
-    else:
-        krylov = "cg" if symmetric else "gmres"
-        defaults = {"ksp_type": krylov, "ksp_rtol": 1e-12, "ksp_max_it": 1000, "pc_type": "gamg"}
-    with forms.default_options(prefix, defaults):
-        ksp.setFromOptions()
-        ksp.setUp()
-    return ksp
 
 
 def is_symmetric(matrix: PETSc.Mat) -> bool:

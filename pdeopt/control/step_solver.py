@@ -5,7 +5,8 @@ from petsc4py import PETSc
 import numpy as np
 import numpy.typing as npt
 
-from pdeopt.control.solvers import is_symmetric, linear_state_solver
+from pdeopt.control.solvers import is_symmetric
+from pdeopt.control.state_solvers import linear_state_solver
 from pdeopt.control.step import NOW, StepData, StepLagrangian
 from pdeopt.fem import forms
 from pdeopt.report import KSP_ADVICE, SNES_ADVICE, ConvergenceError

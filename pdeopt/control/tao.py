@@ -14,6 +14,7 @@ from petsc4py import PETSc
 
 from pdeopt import parallel
 from pdeopt.control.reduced import Functional
+from pdeopt.control.reduced_kkt import ControlPreconditioner
 from pdeopt.fem import forms
 from pdeopt.report import TAO_ADVICE, ConvergenceError, OptionError, SolveReport
 
@@ -107,6 +108,25 @@ class _ScaledFunctional:
             item.destroy()
 
 
+class _ScaledPreconditioner:
+    """y = D^(1/2) P D^(1/2) x for an approximate inverse P of the Hessian by the controls: a context of PETSc's PC."""
+
+    def __init__(self, preconditioner: ControlPreconditioner, scale: PETSc.Vec) -> None:
+        self._preconditioner, self._scale = preconditioner, scale
+        self._covector, self._control = scale.duplicate(), scale.duplicate()
+
+    def apply(self, pc: PETSc.PC, covector: PETSc.Vec, out: PETSc.Vec) -> None:
+        """Apply it. Collective: yes."""
+        self._covector.pointwiseMult(covector, self._scale)
+        self._preconditioner.apply(pc, self._covector, self._control)
+        out.pointwiseMult(self._control, self._scale)
+
+    def release(self) -> None:
+        """Free the work vectors. Collective: yes."""
+        self._covector.destroy()
+        self._control.destroy()
+
+
 def minimise(
     functional: Functional,
     method: str = "bqnls",
@@ -114,6 +134,7 @@ def minimise(
     rtol: float = 1e-8,
     max_iterations: int = 500,
     monitor: Callable[[int, float], None] | None = None,
+    preconditioner: ControlPreconditioner | None = None,
 ) -> SolveReport:
     """Minimise a functional of the controls within its bounds by TAO; the optimum is set in it. Collective: yes.
 
@@ -132,18 +153,26 @@ def minimise(
         Iterations of TAO.
     monitor
         Called on every rank with (iteration, norm of the projected gradient); an exception in it ends the solve on all.
+    preconditioner
+        Of the Krylov method of "bntr" and "bnls", for functionals without bounds; worth it where the diagonal of the
+        inner product is no measure of it, as with one of H1. Kept, and not freed.
 
     Raises
     ------
     ConvergenceError
         If the tolerance is not reached; the report of what was done is attached.
     OptionError
-        If the method is unknown.
+        If the method is unknown, or takes no preconditioner.
     """
     if method not in METHODS:
         raise OptionError(f"method {method!r} is no method of TAO here: choose one of {', '.join(METHODS)}")
+    if preconditioner is not None and (method not in _NEWTON or functional.bounds() is not None):
+        raise OptionError(
+            f"a preconditioner serves {' and '.join(_NEWTON)} without bounds, not this problem by {method}"
+        )
     started = time.perf_counter()
     scaled = _ScaledFunctional(functional)
+    inner = None if preconditioner is None else _ScaledPreconditioner(preconditioner, scaled.scale)
     tao = PETSc.TAO().create(functional.comm)
     history: list[float] = []
 
@@ -173,6 +202,9 @@ def minimise(
         defaults |= {"tao_gatol": tolerance, "tao_grtol": 0.0, "tao_gttol": 0.0, **_QUASI_NEWTON, **_NEWTON_OPTIONS}
         with forms.default_options("reduced_", defaults):
             tao.setFromOptions()
+            if inner is not None:
+                tao.getKSP().getPC().setType("python")
+                tao.getKSP().getPC().setPythonContext(inner)
             try:
                 tao.solve(start)
             except PETSc.Error:
@@ -184,6 +216,8 @@ def minimise(
         return _report(tao, scaled, history, tolerance, started)
     finally:
         tao.destroy()
+        if inner is not None:
+            inner.release()
         scaled.release()
 
 

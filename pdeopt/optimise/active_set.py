@@ -24,6 +24,7 @@ from pdeopt.optimise.regularisation import Counters, Failure, InertiaCorrection
 Array = npt.NDArray[np.float64]
 _PATIENCE = 8  # steps that may pass without a smaller residual
 _ACCURACY = 1e-10
+_POWER = 4
 
 
 class ActiveSet:
@@ -34,7 +35,8 @@ class ActiveSet:
     program
         The program; it stands at the present point after each `step`.
     scale
-        The number c > 0, relative to the curvature in the metric of x.
+        The number c > 0; above the largest curvature, as estimated if None, a coordinate does not jump from bound to
+        bound.
 
     Attributes
     ----------
@@ -58,15 +60,20 @@ class ActiveSet:
     Collective: yes.
     """
 
-    def __init__(self, program: Program, scale: float = 1.0) -> None:
-        self.program, self.scale = program, scale
+    def __init__(self, program: Program, scale: float | None = None) -> None:
+        self.program = program
         self.counters = Counters()
         self.bounds = Bounds(program)
+        weights = program.weights()
+        self.bounds.weights = np.array(weights.array_r)  # of the metric, in which the curvature is moderate
+        weights.destroy()
         self._inertia = InertiaCorrection(program, self.counters)
         self.point = program.create()
         program.get(self.point)
         self.point.primal.array[:] = self.bounds.project(np.array(self.point.primal.array_r))
         self._residual = program.create()
+        program.move(self.point)
+        self.scale = scale or 2.0 * self._largest_curvature()
         self._evaluate()
         if not math.isfinite(self.norm):
             raise Failure("objective, gradient or constraints are NaN or Inf at the initial point: start elsewhere", -4)
@@ -151,6 +158,24 @@ class ActiveSet:
         raise Failure(
             f"{limit} steps left an optimality residual of {self.norm:.1e}: use the interior point method", -2
         )
+
+    def _largest_curvature(self) -> float:
+        """Return an estimate of the largest eigenvalue of M^-1 H by a few steps of power iteration. Collective: yes."""
+        program, covector, representative = self.program, self.program.create(), self.program.create()
+        program.residual(covector)
+        curvature = 1.0
+        for _ in range(_POWER):
+            covector.dual.set(0.0)
+            program.riesz(covector, representative)
+            size = math.sqrt(max(covector.primal.dot(representative.primal), 0.0))
+            if not 0.0 < size < math.inf:
+                break
+            representative.primal.scale(1.0 / size)
+            program.hessian_mult(representative.primal, covector.primal)
+            curvature = max(abs(float(covector.primal.dot(representative.primal))), 1e-8)
+        covector.destroy()
+        representative.destroy()
+        return curvature
 
     def _evaluate(self) -> None:
         """Evaluate everything at the point, the next active set included. Collective: yes."""

@@ -38,7 +38,8 @@ class Bounds:
     Parameters
     ----------
     program
-        The program.
+        The program. If it has a method ``measures``, like that for `weights`, its result is w: the metric of x may give
+        controls and state very different weights, which would bend the central path.
 
     Attributes
     ----------
@@ -54,7 +55,7 @@ class Bounds:
 
     def __init__(self, program: Program) -> None:
         self.comm: MPI.Comm = program.comm
-        weights = program.weights()
+        weights = getattr(program, "measures", program.weights)()
         self.weights = np.array(weights.array_r)
         weights.destroy()
         size = self.weights.size

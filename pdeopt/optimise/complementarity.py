@@ -25,7 +25,7 @@ from pdeopt.report import InputError
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.integer]
-_GROWTH, _LARGEST_PENALTY = 10.0, 1e10
+_GROWTH, _LARGEST_PENALTY = 10.0, 1e7  # beyond, rounding of the penalty drowns the objective
 _RELATION = 0.4  # products may be as large as mu to this power before rho grows
 
 
@@ -76,7 +76,7 @@ class PairPenalty:
         first, second = np.asarray(first, dtype=PETSc.IntType), np.asarray(second, dtype=PETSc.IntType)
         point = program.create()
         size = point.primal.getSize()
-        if first.shape != second.shape or first.ndim != 1 or ((first < 0) | (first >= size)).any():
+        if first.shape != second.shape or first.ndim != 1 or not _within(size, first, second):
             raise InputError(
                 f"pairs have shapes {first.shape} and {second.shape}: give two lists of indices below {size}"
             )
@@ -148,6 +148,10 @@ class ConstantPenalty:
     def weights(self) -> Array:
         """Return w of the same pairs. Collective: no."""
         return self._weights
+
+
+def _within(size: int, *indices: Indices) -> bool:
+    return all(bool(((index >= 0) & (index < size)).all()) for index in indices)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ Inner products are those of `pdeopt.control.riesz`, so that merit function, tole
 the mesh. Dirichlet conditions of the state hold from the start on: no step changes them.
 """
 
+import math
+
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -13,9 +15,11 @@ import numpy.typing as npt
 from pdeopt.control import ControlProblem, solvers, structure
 from pdeopt.control.kkt import Blocks
 from pdeopt.control.preconditioners import LinearContext
+from pdeopt.control.state_solvers import state_solver
 from pdeopt.fem import forms
 from pdeopt.optimise.control_kkt import METHODS, ControlKKT
 from pdeopt.optimise.program import KKTSolver, Mask, Pair
+from pdeopt.optimise.recycled import RecycledDirections
 from pdeopt.report import OptionError
 
 Array = npt.NDArray[np.float64]
@@ -64,10 +68,12 @@ class ControlProgram:
         self._matrix: PETSc.Mat | None = None
         self._gradients: list[PETSc.Vec] | None = None
         self._state_mass = solvers.state_mass_matrix(system)
-        self._symmetric = solvers.is_symmetric(self._blocks.state_operator)
+        self._symmetric = solvers.state_operator_is_symmetric(system, self._blocks.state_operator)
         self._structure = structure.recognise(system, self._blocks, self._state_mass)
         system.calibrate_norm(self._blocks, self._state_mass)
         self._bounds = self._make_bounds()
+        simple = self._bounds is None and not self._multipliers
+        self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
             if method == "direct" and not self.quadratic:
@@ -75,6 +81,7 @@ class ControlProgram:
         else:
             self.why = "asked for"
         self.method = method
+        self.recycled = RecycledDirections(system) if method == "reduced_hessian" else None
 
     # Points ----------------------------------------------------------------------------------------------------------
 
@@ -230,6 +237,36 @@ class ControlProgram:
             pair.destroy()
         return size
 
+    def restore(self, point: Pair) -> int:
+        """Set state and adjoint to those of the controls, where the state equation is affine in the state.
+
+        If the control multiplies the state, both change fast along a step, and the full space's linearisation serves
+        only short ones. The solves are not lost: the next elimination starts without them. Collective: yes.
+        """
+        system, layout = self.system, self.system.layout
+        if not self.restores:
+            return 0
+        self.move(point)
+        operator = system.assemble_state_operator()
+        ksp = state_solver(system, operator, self._symmetric, self.problem._state_solver)
+        right, change = operator.createVecs()
+        vector = self._work[0]
+        for field, transpose in ((0, False), (system.adjoint_field, True)):
+            other = system.adjoint_field - field
+            system.assemble_derivative(other, vector)
+            right.array[:] = layout.read(vector, other)
+            (ksp.solveTranspose if transpose else ksp.solve)(right, change)
+            if ksp.getConvergedReason() < 0:
+                change.set(math.nan)
+            system.get_unknowns(vector)
+            layout.write(vector, field, layout.read(vector, field) - change.array_r)
+            system.set_unknowns(vector)
+        self.get(point)
+        self._forget()
+        for item in (ksp, operator, right, change):
+            item.destroy()
+        return 2
+
     # Inner products and solvers --------------------------------------------------------------------------------------
 
     def riesz(self, covector: Pair, out: Pair) -> None:
@@ -245,6 +282,15 @@ class ControlProgram:
         parts = [np.where(system.dirichlet_mask(), 1.0, state)]
         for product in system.control_products:
             parts.append(system.regularisation_weight * product.getDiagonal().array_r)
+        vector = self._primal_layout.create_vector()
+        vector.array[:] = np.concatenate(parts)
+        return vector
+
+    def measures(self) -> PETSc.Vec:
+        """Return the diagonals of the mass matrices, without the weights of the norm, new. Collective: yes."""
+        system = self.system
+        parts = [np.where(system.dirichlet_mask(), 1.0, self._state_mass.getDiagonal().array_r)]
+        parts += [product.getDiagonal().array_r for product in system.control_products]
         vector = self._primal_layout.create_vector()
         vector.array[:] = np.concatenate(parts)
         return vector
@@ -283,5 +329,7 @@ class ControlProgram:
         """Free the PETSc objects; the problem stays. Collective: yes."""
         self._forget()
         self._state_mass.destroy()
+        if self.recycled is not None:
+            self.recycled.release()
         for vector in (*self._work, *(self._bounds or ())):
             vector.destroy()

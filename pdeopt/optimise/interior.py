@@ -189,7 +189,8 @@ class InteriorPoint:
             self._lower_barrier()
             length = self._filter_step()
         self.counters.unit_steps += length >= 1.0
-        if self.point.dual.norm() > _RUNAWAY * self._scale:
+        # Where bounds are active too, multipliers may rightly be unbounded at a solution.
+        if self.bounds.measure == 0.0 and self.point.dual.norm() > _RUNAWAY * self._scale:
             self._reset_multipliers()
         self._check_diverged()
         self._history = [*self._history[1 - _MEMORY :], self.norms.largest]
@@ -208,7 +209,7 @@ class InteriorPoint:
     def _check_diverged(self) -> None:
         state = self._state
         size = self.bounds.sum(float(self.bounds.weights @ state.x**2)) ** 0.5
-        feasible = state.norms.feasibility <= 1e-6
+        feasible = state.norms.feasibility <= 1e-3 * (1.0 + size)  # what grows slower than x is a direction to infinity
         if (state.objective < _UNBOUNDED and feasible) or size > _DIVERGED:
             raise Failure(f"the objective fell to {state.objective:.1e}: the problem has no minimum", -8)
 

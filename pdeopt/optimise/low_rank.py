@@ -17,9 +17,9 @@ from petsc4py import PETSc
 import numpy as np
 import numpy.typing as npt
 
-from pdeopt.control import solvers
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.control.riesz import trace_ratio
+from pdeopt.control.state_solvers import linear_state_solver
 from pdeopt.fem import forms
 from pdeopt.parallel import normal_numbers
 from pdeopt.report import InputError
@@ -55,7 +55,7 @@ class Metric:
     def __init__(self, matrix: PETSc.Mat, dimension: int = 2) -> None:
         self.matrix = matrix
         self.comm: MPI.Comm = matrix.comm.tompi4py()
-        self._ksp = solvers.linear_state_solver(matrix, True, dimension, prefix="control_metric_")
+        self._ksp = linear_state_solver(matrix, True, dimension, prefix="control_metric_")
         self._in, self._out = matrix.createVecs()
 
     def product(self, left: Array, right: Array) -> Array:
@@ -200,7 +200,7 @@ def leading(pairs: Eigenpairs, rank: int, threshold: float = 0.0) -> Eigenpairs:
 class LowRankPreconditioner:
     """y = R^-1 x - V diag(l / (1 + l)) V' x, symmetric positive definite: a context of PETSc's python PC.
 
-    For `pdeopt.control.solvers.ReducedHessianPC`, or any other CG for H. Without eigenpairs it is R^-1.
+    For `pdeopt.control.reduced_kkt.ReducedHessianPC`, or any other CG for H. Without eigenpairs it is R^-1.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ with H = L_xx, the curvature of the constraints included.
 """
 
 import dataclasses
+import math
 
 from pdeopt.optimise.program import Pair, Program
 
@@ -51,8 +52,8 @@ class Evaluation:
         program.riesz(self.residual, self.representative)
         residual, representative = self.residual, self.representative
         self._lagrangian = self.objective + float(multipliers.dual.dot(residual.dual))
-        gradient = max(float(residual.primal.dot(representative.primal)), 0.0)
-        constraint = max(float(residual.dual.dot(representative.dual)), 0.0)
+        gradient = _not_negative(float(residual.primal.dot(representative.primal)))
+        constraint = _not_negative(float(residual.dual.dot(representative.dual)))
         self._squares = (constraint, gradient)
         self.gradient_norm, self.constraint_norm = gradient**0.5, constraint**0.5
         self.norm = (gradient + constraint) ** 0.5
@@ -101,6 +102,10 @@ class Evaluation:
         """Free the vectors. Collective: yes."""
         for pair in (self.residual, self.representative, *(self._gradients or ())):
             pair.destroy()
+
+
+def _not_negative(square: float) -> float:
+    return square if math.isnan(square) else max(square, 0.0)
 
 
 def slope(slopes: tuple[float, float, float], penalties: Penalties) -> float:

@@ -18,7 +18,7 @@ import math
 from typing import NoReturn
 
 from pdeopt.optimise.merit import Evaluation, Penalties, slope
-from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program
+from pdeopt.optimise.program import KKTResult, KKTSolver, Pair, Program, Restoring
 from pdeopt.optimise.regularisation import FIRST_SHIFT, Counters, Failure, InertiaCorrection
 from pdeopt.optimise.saddle import is_minimum, negative_curvature
 from pdeopt.report import ConvergenceError, InputError
@@ -119,12 +119,17 @@ class AdaSketch:
         self._extrapolated_norm = math.inf
         self.point = program.create()
         program.get(self.point)
+        self._restore(self.point)
         self.evaluation = self._evaluate(self.point)
         self._first_objective = self.evaluation.objective
         self._require_finite(self.evaluation)
         if self.settings.least_squares_multipliers and self.point.dual.getSize() and self.point.dual.norm() == 0.0:
             self._estimate_multipliers()
         self._first_norm = self.evaluation.norm
+
+    def _restore(self, point: Pair) -> None:
+        if isinstance(self.program, Restoring):
+            self.counters.state_solves += self.program.restore(point)
 
     def _evaluate(self, point: Pair) -> Evaluation:
         self.counters.evaluations += 1
@@ -238,6 +243,7 @@ class AdaSketch:
         length = self._extrapolation(direction)
         while length >= _SHORTEST_STEP:
             trial.move(length, direction, self.point)
+            self._restore(trial)
             candidate = self._evaluate(trial)
             if math.isfinite(candidate.objective) and math.isfinite(candidate.norm):
                 decrease = candidate.value(self.penalties) - value
@@ -305,10 +311,16 @@ class AdaSketch:
         while True:
             kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
             try:
-                if kkt is None or result is None or result.negative_curvature:
+                if kkt is None or result is None:
                     shift = self._next_shift(shift)
                     continue
-                found = self._adapt(kkt, result, right, direction, accuracy)
+                if result.negative_curvature:  # what CG found before it may descend all the same
+                    found = evaluation.slopes(direction)
+                    if not slope(found, self.penalties) <= -0.5 * self.penalties.gradient * evaluation.norm**2:
+                        shift = self._next_shift(shift)
+                        continue
+                else:
+                    found = self._adapt(kkt, result, right, direction, accuracy)
             finally:
                 if kkt is not None:
                     kkt.destroy()
@@ -349,6 +361,7 @@ class AdaSketch:
             if result.relative_residual > accuracy:
                 result = kkt.solve(right, direction, accuracy, improve=True)
                 self.counters.inner_iterations += result.iterations
+                self.counters.state_solves += result.state_solves
                 slopes = self.evaluation.slopes(direction)
                 self.accuracy = max(min(self.accuracy, accuracy), 1e-6)
         self.penalties = penalties

@@ -173,6 +173,8 @@ def _report(outcome: Outcome, seconds: float) -> SolveReport:
         "inertia corrections": counters.corrections,
         "full steps": counters.unit_steps,
     }
+    if counters.state_solves:
+        quantities["state solves"] = counters.state_solves
     if outcome.penalties:
         quantities["penalties"] = outcome.penalties
     return SolveReport(

@@ -11,7 +11,7 @@ k = 1, or 0 for least-squares multipliers.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -63,6 +63,8 @@ class KKTResult:
         Of the iterative method; 0 with a factorisation.
     relative_residual
         The true residual over the right-hand side, in the Riesz norm.
+    state_solves
+        Solves with the linearised state operator or its transpose.
     negative_curvature
         Whether the iterative method met a direction of the null space of G with d'(H + s M + D) d <= 0.
     """
@@ -70,6 +72,7 @@ class KKTResult:
     iterations: int
     relative_residual: float
     negative_curvature: bool = False
+    state_solves: int = 0
 
 
 class KKTSolver(Protocol):
@@ -177,6 +180,22 @@ class Program(Protocol):
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A program that can find, at the price of few solves, what belongs to a part of x: the state to the controls."""
+
+    def restore(self, point: Pair) -> int:
+        """Move a point so that c = 0 and so that L_x = 0 by that part of x, where that is cheap.
+
+        Returns
+        -------
+        int
+            The solves that it took; 0 if nothing was done.
+
+        Collective: yes.
+        """
 
 
 def norm(program: Program, covector: Pair, parts: Sequence[str] = ("primal", "dual")) -> float:

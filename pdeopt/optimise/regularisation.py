@@ -20,7 +20,7 @@ class Failure(ConvergenceError):
 
 @dataclasses.dataclass
 class Counters:
-    """What was spent: evaluations, KKT matrices set up, iterations of their solvers, corrections of the inertia."""
+    """What was spent: evaluations, KKT matrices set up, iterations and state solves of their solvers, corrections."""
 
     evaluations: int = 0
     setups: int = 0
@@ -30,6 +30,7 @@ class Counters:
     unit_steps: int = 0
     second_order_corrections: int = 0
     restorations: int = 0
+    state_solves: int = 0
 
 
 class InertiaCorrection:
@@ -109,4 +110,5 @@ class InertiaCorrection:
             kkt.destroy()
             return None, None
         counters.inner_iterations += result.iterations
+        counters.state_solves += result.state_solves
         return kkt, result

@@ -14,6 +14,7 @@ from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.petsc import AdaSketchNewton, TaoSettings
 from pdeopt.optimise.program import Program, norm
 from pdeopt.optimise.reduced_program import ReducedProgram
+from pdeopt.optimise.start import solve_state_first
 from pdeopt.problems.nonlinear_program import NonlinearProgram
 from pdeopt.report import ConvergenceError, OptionError, SolveReport
 
@@ -122,6 +123,7 @@ def minimise(
 def _program(problem: object, method: str | None) -> tuple[Program, bool]:
     """Return a problem as a program, and whether it was made here."""
     if isinstance(problem, ControlProblem):
+        solve_state_first(problem)
         return ControlProgram(problem, method), True
     if isinstance(problem, NonlinearProgram):
         from pdeopt.optimise.matrix_kkt import DirectionSettings

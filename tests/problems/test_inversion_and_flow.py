@@ -6,9 +6,11 @@ import dolfinx
 import numpy as np
 import pytest
 
-from pdeopt.bench.optimise_rivals import inexact_newton_cg
+from pdeopt.bench.optimise_rivals import bntr, inexact_newton_cg, randomised, sensorwise
+from pdeopt.control import minimise
+from pdeopt.optimise.low_rank import LowRankPreconditioner, Metric, prior_matrix
 from pdeopt.problems import CoefficientInversion, NavierStokesControl
-from pdeopt.report import ConvergenceError, InputError
+from pdeopt.report import ConvergenceError, InputError, OptionError
 
 
 def unit_square(cells):
@@ -28,24 +30,60 @@ def test_coefficient_inversion_as_published():
     assert case.error() <= 0.2
 
 
-# The minimal objectives on 12 x 12 cells by number of sensors, to the digits that one rank printed.
-INVERSIONS = {None: 1.4390665217236525e-07, 5: 7.159196609168872e-08}
+def test_trust_region_with_the_prior_as_preconditioner():
+    """The diagonal of an H1 product is no measure of it: the prior itself saves TAO most of its Hessian actions."""
+    settings = {"gamma": 1e-8, "epsilon": 5.0, "degree": 1}
+    case = CoefficientInversion(unit_square(24), **settings)
+    functional = case.problem.reduced_functional()
+    plain = minimise(functional, "bntr", rtol=1e-9)
+    row = bntr(CoefficientInversion(unit_square(24), **settings).problem)
+    assert row["converged"], row
+    assert row["objective"] == pytest.approx(plain.quantities["objective"], rel=1e-9)
+    assert 2 * row["PDE solves"] <= functional.solves
+    with pytest.raises(OptionError, match="without bounds"):
+        minimise(functional, "bqnls", preconditioner=LowRankPreconditioner(Metric(prior_matrix(case.problem.system))))
+
+
+def test_few_sensors_need_fewer_solves_in_their_own_space():
+    """The exact form of ten sensors halves the solves of the prior alone; a double pass does not pay for itself."""
+    settings = {"gamma": 1e-9, "epsilon": 10.0, "noise": 0.01, "degree": 1}
+    rows = []
+    for rule in ("prior", "sensorwise", "randomised"):
+        case = CoefficientInversion(unit_square(32), 10, **settings)
+        choose = {"sensorwise": lambda c=case: sensorwise(*c.observations()),
+                  "randomised": lambda c=case: randomised(c.problem, 10), "prior": lambda: None}  # fmt: skip
+        rows.append(inexact_newton_cg(case.problem, renewal=choose[rule]()))
+        assert rows[-1]["converged"]
+        assert rows[-1]["objective"] == pytest.approx(rows[0]["objective"], rel=1e-7)
+    prior, sensors, sketch = (row["PDE solves"] for row in rows)
+    assert 1.5 * sensors <= prior, (prior, sensors, sketch)
+    assert sensors < sketch, (prior, sensors, sketch)
+
+
+# On 12 x 12 cells, by number of sensors: the objective at the start and at the minimum that one rank printed.
+INVERSIONS = {
+    None: (0.00011739435842834182, 1.4390665217236525e-07),
+    5: (0.00014035228909069707, 7.159196609168872e-08),
+}
 
 
 @pytest.mark.parallel([1, 2, 3])
 def test_inversion_on_every_rank_count():
     """Noise and sensors do not know how many ranks there are."""
-    for sensors, objective in INVERSIONS.items():
+    for sensors, (start, least) in INVERSIONS.items():
         case = CoefficientInversion(unit_square(12), sensors, gamma=1e-8, epsilon=5.0, degree=1)
-        row = inexact_newton_cg(case.problem)
-        assert row["converged"], row
-        assert row["objective"] == pytest.approx(objective, rel=1e-7), sensors
-        assert case.problem.check_symmetry() <= 1e-11
+        row = inexact_newton_cg(case.problem, rtol=1e-6, max_iterations=0)
+        assert row["objective"] == pytest.approx(start, rel=1e-10), sensors
+        if MPI.COMM_WORLD.size < 3:  # three ranks on two cores are slow
+            row = inexact_newton_cg(case.problem, rtol=1e-6)
+            assert row["converged"], row
+            assert row["objective"] == pytest.approx(least, rel=1e-7), sensors
 
 
 def test_derivatives_and_mistakes_of_the_inversion():
     case = CoefficientInversion(unit_square(8), 7)
     assert case.problem.taylor_test().passed
+    assert case.problem.check_symmetry() <= 1e-11
     rows, weights = case.observations()
     assert len(rows) == weights.size == 7
     for settings in ({"gamma": 0.0}, {"sensors": 0}, {"noise": -1.0}, {"epsilon": -1.0}):
@@ -101,7 +139,7 @@ def test_navier_stokes_on_every_rank_count():
     """By the optimality system; and in the space of the controls, where the flow starts at rest."""
     case = solved_flow(8)
     assert case.problem.objective_value() == pytest.approx(FLOW, rel=1e-8)
-    if MPI.COMM_WORLD.size == 2:
+    if MPI.COMM_WORLD.size < 3:
         case = NavierStokesControl(unit_square(8), alpha=1e-2)
         row = inexact_newton_cg(case.problem)
         assert row["converged"], row
