@@ -180,11 +180,14 @@ class Runner:
         iteration = InteriorPoint(self._program, settings)
         name = f"{outcome.method}; then the interior point method" if outcome.history else "interior point method"
         try:
-            while not self._record(iteration, *dataclasses.astuple(iteration.norms)):
+            while True:
                 norms = iteration.norms
+                stop = self._record(iteration, *dataclasses.astuple(norms))
                 met = tolerances.met(norms.dual_infeasibility, norms.feasibility)
-                if met and norms.complementarity <= tolerances.gradient:
+                if met and norms.complementarity <= tolerances.gradient and outcome.reason in (0, _MAXIMUM_REACHED):
                     outcome.reason, outcome.advice = _CONVERGED, ""
+                    return
+                if stop:
                     return
                 iteration.step(tolerances)
         finally:
