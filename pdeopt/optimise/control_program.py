@@ -114,7 +114,8 @@ class ControlProgram:
         self.system.set_unknowns(self.join(point, self._work[0]))
         for multiplier, value in zip(self._multipliers, self.extra(point), strict=True):
             multiplier.value = np.asarray(value)
-        self._forget()
+        if not self.quadratic:  # whose matrices are the same everywhere
+            self._forget()
 
     def join(self, pair: Pair, out: PETSc.Vec) -> PETSc.Vec:
         """Write a pair into a vector of the KKT system, without the multipliers. Collective: no."""
