@@ -159,8 +159,7 @@ class ControlKKT:
         self._scaling = system.scaling()
         matrix.diagonalScale(self._scaling, self._scaling)
         if self._fixed is not None:
-            states = np.flatnonzero(self._fixed[system.layout.slice(0)]) + matrix.getOwnershipRange()[0]
-            matrix.zeroRowsColumns(states.astype(PETSc.IntType), diag=1.0)
+            _fix(matrix, self._fixed[system.layout.slice(0)])
         matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
         self._monolithic = matrix
         self._ksp = ksp = PETSc.KSP().create(system.comm)
@@ -295,6 +294,22 @@ class ControlKKT:
             self._blocks.destroy()
         for vector in (*self._vectors, *self._responses, *self._gradients):
             vector.destroy()
+
+
+def _fix(matrix: PETSc.Mat, fixed: Mask) -> None:
+    """Make rows and columns of this rank's first entries those of the identity. Collective: yes.
+
+    PETSc's own call wants every diagonal entry to be there, and those of the adjoint are not.
+    """
+    kept = matrix.createVecLeft()
+    kept.set(1.0)
+    kept.array[: fixed.size][fixed] = 0.0
+    matrix.diagonalScale(kept, kept)
+    kept.destroy()
+    matrix.setOption(PETSc.Mat.Option.NEW_NONZERO_ALLOCATION_ERR, False)
+    for row in np.flatnonzero(fixed) + matrix.getOwnershipRange()[0]:
+        matrix.setValue(row, row, 1.0)
+    matrix.assemble()
 
 
 def _add_diagonal(block: PETSc.Mat, values: Array) -> None:
