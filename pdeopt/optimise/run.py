@@ -162,7 +162,7 @@ class Runner:
                     best, last_progress = norm, len(outcome.history)
                 elif len(outcome.history) - last_progress > _PATIENCE:
                     raise Failure(f"{_PATIENCE} steps brought the KKT residual no lower than {best:.1e}", _LINE_SEARCH)
-                forcing = 0.3 * min(tolerances.gradient, tolerances.constraint) / norm
+                forcing = 0.5 * min(tolerances.gradient, tolerances.constraint) / norm
                 iteration.step(tolerances, forcing)
         finally:
             _add(outcome.counters, iteration.counters)
