@@ -155,11 +155,12 @@ class ControlKKT:
 
     def _set_up_matrix_solver(self, method: str) -> None:
         system = self._system
-        matrix = system.monolithic_matrix(self._blocks)
+        matrix = _with_diagonal(system.monolithic_matrix(self._blocks))
         self._scaling = system.scaling()
         matrix.diagonalScale(self._scaling, self._scaling)
         if self._fixed is not None:
-            _fix(matrix, self._fixed[system.layout.slice(0)])
+            states = np.flatnonzero(self._fixed[system.layout.slice(0)]) + matrix.getOwnershipRange()[0]
+            matrix.zeroRowsColumns(states.astype(PETSc.IntType), diag=1.0)
         matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
         self._monolithic = matrix
         self._ksp = ksp = PETSc.KSP().create(system.comm)
@@ -296,20 +297,21 @@ class ControlKKT:
             vector.destroy()
 
 
-def _fix(matrix: PETSc.Mat, fixed: Mask) -> None:
-    """Make rows and columns of this rank's first entries those of the identity. Collective: yes.
+def _with_diagonal(matrix: PETSc.Mat) -> PETSc.Mat:
+    """Return the matrix with all diagonal entries stored, zeros too; takes it over. Collective: yes.
 
-    PETSc's own call wants every diagonal entry to be there, and those of the adjoint are not.
+    On several ranks PETSc 3.25 hands MUMPS the upper triangle of a symmetric matrix from the diagonal entries on: in
+    rows without one all entries are lost.
     """
-    kept = matrix.createVecLeft()
-    kept.set(1.0)
-    kept.array[: fixed.size][fixed] = 0.0
-    matrix.diagonalScale(kept, kept)
-    kept.destroy()
-    matrix.setOption(PETSc.Mat.Option.NEW_NONZERO_ALLOCATION_ERR, False)
-    for row in np.flatnonzero(fixed) + matrix.getOwnershipRange()[0]:
-        matrix.setValue(row, row, 1.0)
-    matrix.assemble()
+    zero = PETSc.Mat().createAIJ(matrix.getSizes(), nnz=1, comm=matrix.comm)
+    diagonal = matrix.createVecLeft()
+    diagonal.set(0.0)
+    zero.setDiagonal(diagonal)
+    zero.assemble()
+    matrix.axpy(1.0, zero, structure=PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
+    for item in (zero, diagonal):
+        item.destroy()
+    return matrix
 
 
 def _add_diagonal(block: PETSc.Mat, values: Array) -> None:
