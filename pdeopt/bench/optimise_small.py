@@ -46,7 +46,9 @@ def _test_problems(study: Study, quick: bool) -> None:
     names = sets.PUBLISHED_SET[:12] if quick else sets.PUBLISHED_SET
     ours = [solve_by_pdeopt(name) for name in names]
     for row in ours:
-        study.row("Test problems of the publication", row | {"published outer": sets.PUBLISHED_ITERATIONS[row["problem"]]})  # type: ignore[index]
+        study.row(
+            "Test problems of the publication", row | {"published outer": sets.PUBLISHED_ITERATIONS[row["problem"]]}
+        )  # type: ignore[index]
     two = study.case(f"{_THIS}:solve_names", 2, names=list(names))
     study.row("The same on two ranks", two)
     solved = [row for row in ours if row["converged"]]
