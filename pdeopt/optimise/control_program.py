@@ -18,6 +18,7 @@ from pdeopt.control.preconditioners import LinearContext
 from pdeopt.control.state_solvers import state_solver
 from pdeopt.fem import forms
 from pdeopt.optimise.control_kkt import METHODS, ControlKKT
+from pdeopt.optimise.eigenpair_rules import EigenpairPreconditioner, EigenpairRule, randomised
 from pdeopt.optimise.program import KKTSolver, Mask, Pair
 from pdeopt.optimise.recycled import RecycledDirections
 from pdeopt.report import OptionError
@@ -35,6 +36,9 @@ class ControlProgram:
         The problem; its functions hold the point at which the program stands.
     method
         Solver of the KKT systems, one of `pdeopt.optimise.control_kkt.METHODS`; chosen by structure if None.
+    eigenpairs
+        When "low_rank", elimination with conjugate gradients that eigenpairs of the misfit Hessian precondition, finds
+        them anew, and how: `pdeopt.optimise.eigenpair_rules.sensor_wise` for few sensors, or, if None, `randomised`.
 
     Attributes
     ----------
@@ -47,7 +51,13 @@ class ControlProgram:
         If the method is unknown.
     """
 
-    def __init__(self, problem: ControlProblem, method: str | None = None) -> None:
+    def __init__(
+        self, problem: ControlProblem, method: str | None = None, eigenpairs: EigenpairRule | None = None
+    ) -> None:
+        if eigenpairs is not None:
+            method = method or "low_rank"
+            if method != "low_rank":
+                raise OptionError(f"eigenpairs do not fit method {method!r}: ask for 'low_rank', or leave them out")
         if method is not None and method not in METHODS:
             raise OptionError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
         self.problem, self.system = problem, problem.system
@@ -73,6 +83,7 @@ class ControlProgram:
         system.calibrate_norm(self._blocks, self._state_mass)
         self._bounds = self._make_bounds()
         simple = self._bounds is None and not self._multipliers
+        self.gauss_newton = False
         self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
@@ -81,7 +92,11 @@ class ControlProgram:
         else:
             self.why = "asked for"
         self.method = method
-        self.recycled = RecycledDirections(system) if method == "reduced_hessian" else None
+        self.preconditioner: RecycledDirections | EigenpairPreconditioner | None = None
+        if method == "low_rank":
+            self.preconditioner = EigenpairPreconditioner(system, eigenpairs or randomised(system))
+        elif method == "reduced_hessian":
+            self.preconditioner = RecycledDirections(system)
 
     # Points ----------------------------------------------------------------------------------------------------------
 
@@ -99,7 +114,8 @@ class ControlProgram:
         self.system.set_unknowns(self.join(point, self._work[0]))
         for multiplier, value in zip(self._multipliers, self.extra(point), strict=True):
             multiplier.value = np.asarray(value)
-        self._forget()
+        if not self.quadratic:  # whose matrices are the same everywhere
+            self._forget()
 
     def join(self, pair: Pair, out: PETSc.Vec) -> PETSc.Vec:
         """Write a pair into a vector of the KKT system, without the multipliers. Collective: no."""
@@ -211,6 +227,15 @@ class ControlProgram:
         if self._blocks is None:
             self._blocks = self.system.assemble_blocks()
         return self._blocks
+
+    def gauss_newton_blocks(self) -> Blocks:
+        """Return the blocks without the second derivatives of the state equation; the caller's. Collective: yes."""
+        adjoint = self.system.lagrangian.adjoint
+        kept = forms.owned_values(adjoint).copy()
+        forms.set_function(adjoint, np.zeros_like(kept))
+        blocks = self.system.assemble_blocks()
+        forms.set_function(adjoint, kept)
+        return blocks
 
     def constraint_gradients(self) -> list[PETSc.Vec]:
         """Return the gradients of the extra constraints here; they stay this object's. Collective: yes."""
@@ -329,7 +354,7 @@ class ControlProgram:
         """Free the PETSc objects; the problem stays. Collective: yes."""
         self._forget()
         self._state_mass.destroy()
-        if self.recycled is not None:
-            self.recycled.release()
+        if self.preconditioner is not None:
+            self.preconditioner.release()
         for vector in (*self._work, *(self._bounds or ())):
             vector.destroy()

@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
+from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances
 from pdeopt.optimise.program import Pair, Program
 from pdeopt.optimise.regularisation import Counters, Failure
@@ -160,7 +162,7 @@ class Runner:
                     best, last_progress = norm, len(outcome.history)
                 elif len(outcome.history) - last_progress > _PATIENCE:
                     raise Failure(f"{_PATIENCE} steps brought the KKT residual no lower than {best:.1e}", _LINE_SEARCH)
-                forcing = 0.3 * min(tolerances.gradient, tolerances.constraint) / norm
+                forcing = 0.5 * min(tolerances.gradient, tolerances.constraint) / norm
                 iteration.step(tolerances, forcing)
         finally:
             _add(outcome.counters, iteration.counters)
@@ -174,14 +176,18 @@ class Runner:
         tolerances = self._tolerances
         if outcome.point is not None:  # a point from which no step helps is no good start
             self._program.move(self._start)
-        iteration = InteriorPoint(self._program)
+        settings = InteriorPointSettings(even_multipliers=isinstance(self._program, ControlProgram))
+        iteration = InteriorPoint(self._program, settings)
         name = f"{outcome.method}; then the interior point method" if outcome.history else "interior point method"
         try:
-            while not self._record(iteration, *dataclasses.astuple(iteration.norms)):
+            while True:
                 norms = iteration.norms
+                stop = self._record(iteration, *dataclasses.astuple(norms))
                 met = tolerances.met(norms.dual_infeasibility, norms.feasibility)
-                if met and norms.complementarity <= tolerances.gradient:
+                if met and norms.complementarity <= tolerances.gradient and outcome.reason in (0, _MAXIMUM_REACHED):
                     outcome.reason, outcome.advice = _CONVERGED, ""
+                    return
+                if stop:
                     return
                 iteration.step(tolerances)
         finally:
