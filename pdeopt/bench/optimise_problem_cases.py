@@ -103,7 +103,7 @@ def unknowns(problem: Any) -> int:
     return size
 
 
-def measure(case: Case, mesh: int, rtol: float = 1e-8) -> tuple[Row, Any]:
+def measure_case(case: Case, mesh: int, rtol: float = 1e-8) -> tuple[Row, Any]:
     """Solve on one mesh; return the row of the table and the problem at its solution. Collective: yes."""
     instance = case.build(mesh)
     started = time.perf_counter()
