@@ -129,7 +129,8 @@ def extrapolate(values: Sequence[float]) -> tuple[float, float]:
     """Return the limit of a sequence on meshes refined by one ratio, and its uncertainty.
 
     Richardson's extrapolation with the order that the last three values show (Aitken's formula); the uncertainty is the
-    distance of the limit from the last value. Where they show no order it is the last value, uncertain by its last change.
+    distance of the limit from the last value. Where they show no order it is the last value,
+    uncertain by its last change.
     """
     if len(values) < 2:
         return values[-1], math.nan
@@ -183,7 +184,7 @@ def _rdw_case(name: str) -> Case:
 
 
 def _exact(build: Callable[[int], Any], cells: int) -> Callable[[], Reference]:
-    """The objective of the continuous problem at its known optimum, integrated on a fine mesh and a coarser one."""
+    """Return what integrates the objective at the known optimum, on a fine mesh and a coarser one."""
 
     def reference() -> Reference:
         coarse, fine = (_objective_at_optimum(build(n)) for n in (cells // 2, cells))

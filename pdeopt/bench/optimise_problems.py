@@ -1,6 +1,7 @@
 """Benchmark problems 1 to 12: values beside published ones, a second code, iterations over meshes, random starts."""
 
 import dataclasses
+import itertools
 import math
 import time
 from typing import Any
@@ -50,7 +51,7 @@ def _over_meshes(study: Study, chosen: list[Case]) -> None:
             counts.append(number(row, "steps") if row["converged"] else math.inf)
         if case.nonlinear:
             steps = max(steps, *counts)
-            growth = max(growth, *(after - before for before, after in zip(counts, counts[1:], strict=False)))
+            growth = max(growth, *(after - before for before, after in itertools.pairwise(counts)))
         row = _beside_reference(case, values)
         study.row("Values", row)
         if "deviation" in row:
@@ -147,8 +148,8 @@ def solve_named(comm: MPI.Comm, name: str, mesh: int) -> Row:
 def second_code(comm: MPI.Comm, name: str, mesh: int) -> Row:
     """Solve one problem by the optimiser and by IPOPT, or SciPy for unsteady ones; serial.
 
-    IPOPT starts where the optimiser did. Where that leads it to another local minimum of a problem that is not convex it
-    starts anew near the optimiser's.
+    IPOPT starts where the optimiser did. Where that leads it to another local minimum of a problem that is not convex
+    it starts anew near the optimiser's.
     """
     case = _named(name)
     ours, instance = measure_case(case, mesh, _ACCURATE)

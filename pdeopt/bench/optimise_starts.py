@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from mpi4py import MPI
+
 import numpy as np
 
 from pdeopt.bench.harness import Row
@@ -152,8 +154,8 @@ def _start(problem: Any, optimum: list[np.ndarray], seed: int) -> float:
     stream = random_stream("bench.optimise.starts", seed, problem.comm)
     noise = []
     for values in optimum:
-        size = -problem.comm.allreduce(-float(np.max(np.abs(values), initial=0.0)))
-        noise.append(size * stream.standard_normal(values.size))
+        largest = problem.comm.allreduce(float(np.max(np.abs(values), initial=0.0)), op=MPI.MAX)
+        noise.append(largest * stream.standard_normal(values.size))
     if not isinstance(problem, ControlProblem):
         functional = problem.functional
         control = functional.create_vector()
@@ -163,12 +165,12 @@ def _start(problem: Any, optimum: list[np.ndarray], seed: int) -> float:
         program = ReducedProgram(functional)
         residual = program.create()
         program.residual(residual)
-        size = norm(program, residual)
+        gradient = norm(program, residual)
         residual.destroy()
         program.destroy()
-        return size
+        return gradient
     for multiplier in problem.system.lagrangian.multipliers:
-        multiplier.value = 0.0
+        multiplier.value = np.asarray(0.0)
     bounds = [None, None, *problem.bounds]
     for function, values, between in zip(_functions(problem), noise, bounds, strict=True):
         if between is not None:
