@@ -1,5 +1,6 @@
 """A control problem as a nonlinear program in NumPy and SciPy, for other codes to solve; serial, small meshes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,9 @@ from pdeopt.problems.nonlinear_program import NonlinearProgram
 from pdeopt.report import InputError
 
 if TYPE_CHECKING:
-    import scipy.sparse
     from petsc4py import PETSc
+
+    import scipy.sparse
 
 Array = npt.NDArray[np.float64]
 
@@ -135,7 +137,7 @@ class ControlAdapter:
         self._control.destroy()
 
 
-def _hessian(blocks: Blocks, sizes: list[int]) -> "scipy.sparse.csr_array":
+def _hessian(blocks: Blocks, sizes: Sequence[int]) -> "scipy.sparse.csr_array":
     """Return L_xx from its blocks, of which those below the diagonal are not stored."""
     import scipy.sparse as sparse
 

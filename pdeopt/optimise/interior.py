@@ -293,7 +293,8 @@ class InteriorPoint:
         if shift > 0.0:  # where the model is not convex the prediction drives mu to zero far from any minimum
             for item in (kkt, right, direction):
                 item.destroy()
-            return self._end_free_steps(mean)
+            self._end_free_steps(mean)
+            return None
         affine = np.array(direction.primal.array_r)
         change = bounds.step(state.x, state.multipliers, affine, (0.0, 0.0))
         length, dual_length = (
@@ -334,7 +335,8 @@ class InteriorPoint:
             return length
         trial.destroy()
         program.move(state.point)
-        return self._end_free_steps(mean)
+        self._end_free_steps(mean)
+        return None
 
     def _end_free_steps(self, mean: float) -> None:
         self._free = False
