@@ -1,8 +1,8 @@
 """PDE solves of optimisers to one certified optimum, on nonlinear control problems.
 
 A solve is one with the linearised state operator or its transpose: each step of Newton's method for a state, each
-adjoint, two for each action of a reduced Hessian, two for each application of a matched Schur complement (V-cycles there,
-and not whole solves). All start at the same control, from a zero state, and all are judged by `Certificate`.
+adjoint, two for each action of a reduced Hessian, two for each application of a matched Schur complement (V-cycles,
+not whole solves). All start at the same control, from a zero state, and all are judged by `Certificate`.
 """
 
 import dataclasses

@@ -48,17 +48,16 @@ class ReducedHessianPC:
     control_preconditioner
         Preconditions CG instead of L_uu, which is indefinite far from the optimum where the state equation is
         nonlinear in the control; kept, and not freed.
-
     recycle
         How many of CG's last directions are kept for `take_pairs`.
 
     Attributes
     ----------
     rtol
-        Where CG stops: its residual in the controls' Riesz norm, relative to its right-hand side.
+        Where CG stops: its residual in the norm of its preconditioner, relative to its right-hand side.
     target
-        The same in absolute terms, if not None. State and adjoint equation are solved exactly, so that CG's residual is
-        the whole residual of the KKT system; their residuals are left alone where they are far below this.
+        Riesz norm of its residual at which it stops instead, if not None. State and adjoint equation are solved exactly,
+        so that this is the residual of the whole KKT system; they are left alone where theirs are far below it.
     iterations, negative_curvature
         Of the last solve.
     """
@@ -93,10 +92,9 @@ class ReducedHessianPC:
                 self._ksp.getPC().setPythonContext(control_preconditioner)
             self._ksp.setFromOptions()
             self._ksp.setUp()
-        self._ksp.setTolerances(rtol=_ROUNDING)
         self._ksp.addConvergenceTest(self._converged, prepend=True)
         self._trace: ConjugateTrace | None = None
-        self._target, self._recycle = 0.0, recycle
+        self._recycle = recycle
         self.pairs: list[tuple[PETSc.Vec, PETSc.Vec]] = []
         self._state = [forms.SubVectors(system.layout, 0).vector for _ in range(4)]
         self._control = [self._hessian.layout.create_vector() for _ in range(2)]
@@ -119,7 +117,7 @@ class ReducedHessianPC:
         reduced.array[:] += right.array_r[controls]
         self._drop_trace()
         hessian.trace = self._trace = trace = ConjugateTrace(reduced, state, self._recycle)
-        self._target = self.rtol * self._control_norm(reduced) if target is None else target
+        self._ksp.setTolerances(rtol=self.rtol if target is None else _ROUNDING)
         hessian.curvatures = curvatures = list[float]()
         self._ksp.solve(reduced, control)
         hessian.curvatures = hessian.trace = None
@@ -182,7 +180,9 @@ class ReducedHessianPC:
         curvatures = self._hessian.curvatures
         if curvatures and curvatures[-1] < 0.0:
             return int(PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_MAT)
-        if self._trace is not None and self._control_norm(self._trace.residual) <= self._target:
+        if self.target is not None and self._trace is not None:
+            if self._control_norm(self._trace.residual) > self.target:
+                return int(PETSc.KSP.ConvergedReason.CONVERGED_ITERATING)
             return int(PETSc.KSP.ConvergedReason.CONVERGED_ATOL)
         return int(PETSc.KSP.ConvergedReason.CONVERGED_ITERATING)
 

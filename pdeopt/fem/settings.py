@@ -13,9 +13,7 @@ _TRUTH = (
 )
 
 
-def read_settings[Settings](
-    given: Settings, prefix: str | None, group: str, inner: tuple[str, ...] = ()
-) -> Settings:
+def read_settings[Settings](given: Settings, prefix: str | None, group: str, inner: tuple[str, ...] = ()) -> Settings:
     """Return settings with what the options say in the place of what was given.
 
     Parameters

@@ -54,8 +54,12 @@ class ControlKKT:
         self.singular = False
         self._negative = 0
         system = self._system
-        self._own = shift > 0.0 or diagonal is not None or fixed is not None or curvature != 1.0
-        self._blocks = _copy(program.blocks()) if self._own else program.blocks()
+        self._modified = diagonal is not None or fixed is not None or curvature != 1.0
+        self._own = shift > 0.0 or diagonal is not None or fixed is not None or curvature != 1.0 or program.gauss_newton
+        if program.gauss_newton:
+            self._blocks = program.gauss_newton_blocks()
+        else:
+            self._blocks = _copy(program.blocks()) if self._own else program.blocks()
         if self._own:
             self._modify(shift, diagonal, curvature)
         self._fixed = fixed
@@ -68,12 +72,13 @@ class ControlKKT:
         self._iterations = 0
         if program.method == "low_rank" or program.method in solvers.METHODS:
             context = program.linear_context(self._blocks, self._held)
-            learned = program.preconditioner
-            structured = "reduced_hessian" if program.method == "low_rank" else program.method
+            low_rank = program.method == "low_rank"
+            self._learned = learned = program.preconditioner if low_rank or not self._modified else None
+            structured = "reduced_hessian" if low_rank else program.method
             self._structured = StructuredSolver(
                 structured, context, program.problem._state_solver, learned, RECYCLED if learned else 0
             )
-            self.name = self._structured.name + (", eigenpairs" if program.method == "low_rank" else "")
+            self.name = self._structured.name + (", eigenpairs" if low_rank else "")
         else:
             self.name = program.method
             self._set_up_matrix_solver(program.method)
@@ -207,7 +212,9 @@ class ControlKKT:
     def _solve_core(self, right: PETSc.Vec, out: PETSc.Vec, rtol: float) -> int:
         """Solve without the extra constraints and return the iterations. Collective: yes."""
         if self._structured is not None:
-            return self._structured.solve(right, out, rtol, report_negative_curvature=True)
+            return self._structured.solve(
+                right, out, rtol, report_negative_curvature=True, no_more_than_asked=not self._modified
+            )
         assert self._ksp is not None
         scaled = right.copy()
         if self._fixed is not None:
@@ -277,8 +284,8 @@ class ControlKKT:
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         if self._structured is not None:
-            if self._program.preconditioner is not None:
-                self._program.preconditioner.learn(self._structured.take_pairs(), self._iterations)
+            if self._learned is not None:
+                self._learned.learn(self._structured.take_pairs(), self._iterations)
             self._structured.destroy()
         if self._ksp is not None:
             for item in (self._ksp, self._monolithic, self._scaling):

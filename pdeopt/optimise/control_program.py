@@ -83,6 +83,7 @@ class ControlProgram:
         system.calibrate_norm(self._blocks, self._state_mass)
         self._bounds = self._make_bounds()
         simple = self._bounds is None and not self._multipliers
+        self.gauss_newton = False
         self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
@@ -113,7 +114,8 @@ class ControlProgram:
         self.system.set_unknowns(self.join(point, self._work[0]))
         for multiplier, value in zip(self._multipliers, self.extra(point), strict=True):
             multiplier.value = np.asarray(value)
-        self._forget()
+        if not self.quadratic:  # whose matrices are the same everywhere
+            self._forget()
 
     def join(self, pair: Pair, out: PETSc.Vec) -> PETSc.Vec:
         """Write a pair into a vector of the KKT system, without the multipliers. Collective: no."""
@@ -225,6 +227,15 @@ class ControlProgram:
         if self._blocks is None:
             self._blocks = self.system.assemble_blocks()
         return self._blocks
+
+    def gauss_newton_blocks(self) -> Blocks:
+        """Return the blocks without the second derivatives of the state equation; the caller's. Collective: yes."""
+        adjoint = self.system.lagrangian.adjoint
+        kept = forms.owned_values(adjoint).copy()
+        forms.set_function(adjoint, np.zeros_like(kept))
+        blocks = self.system.assemble_blocks()
+        forms.set_function(adjoint, kept)
+        return blocks
 
     def constraint_gradients(self) -> list[PETSc.Vec]:
         """Return the gradients of the extra constraints here; they stay this object's. Collective: yes."""

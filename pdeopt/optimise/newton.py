@@ -29,6 +29,7 @@ _SHORTEST_STEP = 1e-3  # a direction that serves only for shorter ones is regula
 _ATTEMPTS = 12
 _SADDLE_STEP = 0.1  # first length along a direction of negative curvature, of norm 1
 _PARALLEL = 0.9  # cosine of successive steps from which they may be a geometric series
+_FAR = 1e-2  # of the first residual: above it the constraints' curvature misleads where p is far from its limit
 _UNBOUNDED = -1e13  # times the first objective, at least
 
 
@@ -117,6 +118,7 @@ class AdaSketch:
         self._inertia = InertiaCorrection(program, self.counters)
         self._last_step: Pair | None = None
         self._extrapolated_norm = math.inf
+        self._linear_residual, self._nonlinearity = 0.0, math.inf
         self.point = program.create()
         program.get(self.point)
         self._restore(self.point)
@@ -222,6 +224,7 @@ class AdaSketch:
             self.program.move(self.point)
             self._give_up()
         self._inertia.accept(shift)
+        self._measure_nonlinearity(length, candidate)
         self.counters.unit_steps += length >= 1.0
         self.point.assign(trial)
         trial.destroy()
@@ -272,6 +275,14 @@ class AdaSketch:
         self._extrapolated_norm = ratio * self.evaluation.norm
         return 1.0 / (1.0 - ratio)
 
+    def _measure_nonlinearity(self, length: float, candidate: Evaluation) -> None:
+        """Estimate C where a full step leaves C |b|^2 beside the residual of the linear solve."""
+        if length == 1.0:
+            left = max(candidate.norm**2 - self._linear_residual**2, candidate.constraint_norm**2)
+            self._nonlinearity = math.sqrt(left) / self.evaluation.norm**2
+        else:
+            self._nonlinearity = math.inf
+
     def _remember(self, direction: Pair, length: float) -> None:
         """Keep a full step to compare the next one with; after another length the series starts anew."""
         if self._last_step is not None:
@@ -289,9 +300,11 @@ class AdaSketch:
         right.assign(evaluation.residual)
         right.primal.scale(-1.0)
         right.dual.scale(-1.0)
+        if isinstance(program, Restoring):
+            program.gauss_newton = program.restores and evaluation.norm > _FAR * self._first_norm
         sharpened = (evaluation.norm / self._first_norm) ** settings.sharpen if self._first_norm > 0.0 else 1.0
         accuracy = max(min(self.accuracy, sharpened), forcing, 1e-13)
-        if program.quadratic:
+        if program.quadratic or self._nonlinearity * evaluation.norm <= forcing:  # this step may well be the last
             accuracy = max(forcing, 1e-13)
         try:
             slopes, shift = self._descend(right, direction, accuracy, least_shift)
@@ -306,7 +319,8 @@ class AdaSketch:
         self, right: Pair, direction: Pair, accuracy: float, shift: float
     ) -> tuple[tuple[float, float, float], float]:
         """Solve for a direction with growing shifts until it passes the descent test; return slopes and shift."""
-        dual_shift = _DUAL_SHIFT * min(1.0, self.evaluation.norm) if shift > 0.0 else 0.0
+        evaluation = self.evaluation
+        dual_shift = _DUAL_SHIFT * min(1.0, evaluation.norm) if shift > 0.0 else 0.0
         larger = iter(_DUAL_SHIFTS if self.point.dual.getSize() else ())
         while True:
             kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
@@ -325,6 +339,7 @@ class AdaSketch:
                 if kkt is not None:
                     kkt.destroy()
             if found is not None:
+                self._linear_residual = result.relative_residual * evaluation.norm
                 return found, shift
             dual_shift = next(larger, math.inf)
             if math.isinf(dual_shift):

@@ -184,15 +184,21 @@ class Program(Protocol):
 
 @runtime_checkable
 class Restoring(Protocol):
-    """A program that can find, at the price of few solves, what belongs to a part of x: the state to the controls."""
+    """A program that can find, at the price of few solves, what belongs to a part of x: the state to the controls.
+
+    Attributes
+    ----------
+    restores
+        Whether that is cheap, so that it is done.
+    gauss_newton
+        Whether `Program.kkt_solver` leaves the curvature of the constraints out of H.
+    """
+
+    restores: bool
+    gauss_newton: bool
 
     def restore(self, point: Pair) -> int:
-        """Move a point so that c = 0 and so that L_x = 0 by that part of x, where that is cheap.
-
-        Returns
-        -------
-        int
-            The solves that it took; 0 if nothing was done.
+        """Move a point so that c = 0 and so that L_x = 0 by that part of x, and return the solves it took.
 
         Collective: yes.
         """

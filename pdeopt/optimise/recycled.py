@@ -12,7 +12,7 @@ from pdeopt.control.hessian import ReducedHessian
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.optimise.low_rank import Metric, prior_matrix
 
-RECYCLED = 60
+RECYCLED = 100
 """Pairs that are kept at most, two vectors of the controls each."""
 
 
