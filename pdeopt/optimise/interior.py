@@ -289,9 +289,13 @@ class InteriorPoint:
         bounds, state, program = self.bounds, self._state, self.program
         right, direction = self._right((0.0, 0.0)), program.create()
         kkt, shift = self._factorise(right, direction, 0.0)
+        mean, _ = bounds.products(state.x, state.multipliers)
+        if shift > 0.0:  # where the model is not convex the prediction drives mu to zero far from any minimum
+            for item in (kkt, right, direction):
+                item.destroy()
+            return self._end_free_steps(mean)
         affine = np.array(direction.primal.array_r)
         change = bounds.step(state.x, state.multipliers, affine, (0.0, 0.0))
-        mean, _ = bounds.products(state.x, state.multipliers)
         length, dual_length = (
             bounds.longest(state.x, affine, 1.0),
             bounds.longest_dual(state.multipliers, change, 1.0),
@@ -330,10 +334,12 @@ class InteriorPoint:
             return length
         trial.destroy()
         program.move(state.point)
+        return self._end_free_steps(mean)
+
+    def _end_free_steps(self, mean: float) -> None:
         self._free = False
-        self.barrier = max(0.8 * mean, least)
+        self.barrier = max(0.8 * mean, self._least_barrier())
         self._search.filter.reset()
-        return None
 
     # Filter steps ----------------------------------------------------------------------------------------------------
 
