@@ -77,14 +77,14 @@ def race(comm: MPI.Comm, problem: str, dimension: int, cells: int, method: str) 
         build = _BUILDERS[problem]
         make = dolfinx.mesh.create_unit_square if dimension == 2 else dolfinx.mesh.create_unit_cube
         mesh = make(comm, *([size] * dimension))
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         case = build(mesh, alpha=ALPHA)
         if method == "pdeopt":
             report = minimise(case.problem)
             row = {"method": report.method, "iterations": report.iterations, "Krylov": report.linear_iterations}
         else:
             row = {"method": "IPOPT, MUMPS, full space"} | ipopt_full_space(case.problem, limit=_LIMIT)
-        row["seconds"] = time.perf_counter() - started
+        row |= {"seconds": time.perf_counter() - started, "CPU seconds": time.process_time() - worked}
         certificate = Certificate(build(mesh, alpha=ALPHA))
         row |= {"unknowns": case.problem.system.layout.global_size, "KKT residual": certificate.judge(case.problem)}
         row |= {"objective": certificate.objective, "control error": float(case.errors()["control"])}

@@ -58,8 +58,12 @@ def measure(study: Study, quick: bool) -> None:
             if arm in rows and rows[arm]["converged"]
         ]
         ratios.append(min(deterministic) / float(np.median(solves)))
-        exact_ratios.append(number(rows["prior alone"], "PDE solves") / number(rows["exact eigenpairs, counted"], "PDE solves"))
-    study.target("5a", "kill-test: exact eigenpairs, counted, over prior alone: best case", max(exact_ratios), 2.0, True)
+        exact_ratios.append(
+            number(rows["prior alone"], "PDE solves") / number(rows["exact eigenpairs, counted"], "PDE solves")
+        )
+    study.target(
+        "5a", "kill-test: exact eigenpairs, counted, over prior alone: best case", max(exact_ratios), 2.0, True
+    )
     study.target("5b", "randomised: solves saved over the best deterministic choice, best case", max(ratios), 2.0, True)
     study.target("5c", "randomised: failures over all seeds", failures, 0)
 
@@ -81,7 +85,9 @@ def _cases(comm: MPI.Comm, quick: bool) -> dict[str, Callable[[], Case]]:
 
 
 def _columns(row: Row) -> Row:
-    return {key: row[key] for key in ("PDE solves", "iterations", "CG iterations", "converged", "objective") if key in row}
+    return {
+        key: row[key] for key in ("PDE solves", "iterations", "CG iterations", "converged", "objective") if key in row
+    }
 
 
 def _run(make: Callable[[], Case], rule: Callable[[Case], EigenpairRule] | None) -> Row:

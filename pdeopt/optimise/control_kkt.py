@@ -155,7 +155,7 @@ class ControlKKT:
 
     def _set_up_matrix_solver(self, method: str) -> None:
         system = self._system
-        matrix = system.monolithic_matrix(self._blocks)
+        matrix = _with_diagonal(system.monolithic_matrix(self._blocks))
         self._scaling = system.scaling()
         matrix.diagonalScale(self._scaling, self._scaling)
         if self._fixed is not None:
@@ -295,6 +295,23 @@ class ControlKKT:
             self._blocks.destroy()
         for vector in (*self._vectors, *self._responses, *self._gradients):
             vector.destroy()
+
+
+def _with_diagonal(matrix: PETSc.Mat) -> PETSc.Mat:
+    """Return the matrix with all diagonal entries stored, zeros too; takes it over. Collective: yes.
+
+    On several ranks PETSc 3.25 hands MUMPS the upper triangle of a symmetric matrix from the diagonal entries on: in
+    rows without one all entries are lost.
+    """
+    zero = PETSc.Mat().createAIJ(matrix.getSizes(), nnz=1, comm=matrix.comm)
+    diagonal = matrix.createVecLeft()
+    diagonal.set(0.0)
+    zero.setDiagonal(diagonal)
+    zero.assemble()
+    matrix.axpy(1.0, zero, structure=PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
+    for item in (zero, diagonal):
+        item.destroy()
+    return matrix
 
 
 def _add_diagonal(block: PETSc.Mat, values: Array) -> None:

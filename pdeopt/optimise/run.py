@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pdeopt.optimise.control_program import ControlProgram
+from pdeopt.optimise.active_set import ActiveSet
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances
@@ -85,6 +86,8 @@ class Runner:
     observe
         Called with (step, objective, gradient, constraints) at the beginning and after every step; what it returns, if
         not zero, is the reason to stop.
+    bounds
+        See `pdeopt.optimise.petsc.TaoSettings`.
     """
 
     def __init__(
@@ -94,7 +97,9 @@ class Runner:
         tolerances: Tolerances,
         limit: int,
         observe: Callable[[int, float, float, float], int],
+        bounds: str = "auto",
     ) -> None:
+        self._bounds = bounds
         self._program, self._settings, self._tolerances = program, settings, tolerances
         self._limit, self._observe = limit, observe
         self.outcome = Outcome()
@@ -107,6 +112,9 @@ class Runner:
         bounded = self._program.bounds() is not None
         if not bounded:
             self._guard(self._newton)
+        elif self._bounds == "active_set" or (self._bounds == "auto" and self._program.quadratic):
+            self._guard(self._active_set)
+            bounded = outcome.reason in (_LINE_SEARCH, _USER)
         stuck = outcome.reason in (_LINE_SEARCH, _USER) and not outcome.advice.endswith("no minimum")
         if bounded or stuck:
             before = (outcome.reason, outcome.advice)
@@ -169,6 +177,20 @@ class Runner:
             outcome.method = f"AdaSketch-Newton, {iteration.kkt_name or 'no step was needed'}"
             penalties = iteration.penalties
             outcome.penalties = f"{penalties.constraint:.3g}, {penalties.gradient:.3g}"
+            iteration.destroy()
+
+    def _active_set(self) -> None:
+        outcome, tolerances = self.outcome, self._tolerances
+        iteration = ActiveSet(self._program)
+        try:
+            while not self._record(iteration, iteration.gradient_norm, iteration.constraint_norm, 0.0):
+                if tolerances.met(iteration.gradient_norm, iteration.constraint_norm):
+                    outcome.reason = _CONVERGED
+                    return
+                iteration.step(tolerances, 0.3 * min(tolerances.gradient, tolerances.constraint) / outcome.history[-1])
+        finally:
+            _add(outcome.counters, iteration.counters)
+            outcome.method = f"primal-dual active sets, {iteration.kkt_name}"
             iteration.destroy()
 
     def _interior(self) -> None:
