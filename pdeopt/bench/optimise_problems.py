@@ -25,8 +25,9 @@ _ON_TWO_RANKS = (("4 bounded boundary control", 16), ("6 coefficient inversion",
 _NEAR = 1e-2  # relative size of the perturbation from which a second code looks for the same local minimum
 
 
-def measure(study: Study, quick: bool) -> None:
+def run_problems(study: Study) -> None:
     """Fill the tables and add the targets of line 3. Collective: yes."""
+    quick = study.settings.quick
     chosen = [case for case in cases() if not quick or any(word in case.name for word in _QUICK)]
     if quick:
         chosen = [dataclasses.replace(case, meshes=(8, 16, 32)) for case in chosen]
