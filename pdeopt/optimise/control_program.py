@@ -87,7 +87,7 @@ class ControlProgram:
         self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
-            if method == "direct" and not self.quadratic:
+            if method == "direct" and (not self.quadratic or self._bounds is not None):  # quadratic may be concave
                 method, self.why = "factorisation", f"{self.why}; the symmetric one knows the inertia"
         else:
             self.why = "asked for"
