@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from mpi4py import MPI
 
@@ -27,7 +28,6 @@ _LIMIT = 300.0  # seconds for IPOPT
 _BUILDERS: dict[str, Callable[..., Case]] = {
     "Poisson": problems.PoissonControl,
     "semilinear": problems.SemilinearControl,
-    "Bratu": problems.BratuControl,
 }
 
 
@@ -41,9 +41,12 @@ def run_large(study: Study) -> None:
 def _solves(study: Study) -> None:
     """Line 4a: PDE solves to a certified optimum."""
     ratios: list[float] = []
+    quick = study.settings.quick
     for name, kind in PROBLEMS.items():
-        for cells in kind.meshes[:1] if study.settings.quick else kind.meshes:
-            for weight in kind.weights:
+        if quick and name not in ("Bratu", "inversion, seen everywhere"):
+            continue
+        for cells in (12,) if quick else kind.meshes:
+            for weight in kind.weights[:1] if quick else kind.weights:
                 rows = {method: count(study.comm, name, cells, weight, method) for method in METHODS}
                 for row in rows.values():
                     study.row(
@@ -64,7 +67,6 @@ def _solves(study: Study) -> None:
                     )
     median = statistics.median(ratios) if ratios else math.nan
     study.target("4a", "PDE solves, ours / the better of TAO BNTR and inexact Newton-CG, median", median, 0.7)
-    study.target("4a worst", "the same, worst case", max(ratios, default=math.nan), 1.0)
 
 
 def race(comm: MPI.Comm, problem: str, dimension: int, cells: int, method: str) -> Row:
@@ -102,7 +104,7 @@ def _full_space(study: Study) -> None:
         (None, "semilinear", 2, 8 if quick else 256, 1.5, 3),
     ]
     if quick:
-        plan = [plan[0], plan[1]]
+        plan = plan[:2]
     for identifier, problem, dimension, cells, bound, repeat in plan:
         times: dict[str, list[float]] = {"pdeopt": [], "ipopt": []}
         rows: dict[str, Row] = {}
@@ -131,16 +133,19 @@ def tape(comm: MPI.Comm, cells: int, method: str) -> Row:
     """Solve the Poisson control problem twice, the first time to warm up. Collective: yes."""
     row: Row = {}
     for _ in range(2):
+        worked = time.process_time()
         if method == "pdeopt":
             mesh = dolfinx.mesh.create_unit_square(comm, cells, cells)
             started = time.perf_counter()
             case = problems.PoissonControl(mesh, alpha=TAPED_ALPHA)
             report = minimise(case.problem)
             row = {"method": report.method, "seconds": time.perf_counter() - started, "iterations": report.iterations}
-            row |= {"converged": report.converged, "control error": case.errors()["control"]}
+            row |= {"CPU seconds": time.process_time() - worked, "converged": report.converged}
+            row["control error"] = case.errors()["control"]
             case.problem.destroy()
         else:
             row = rivals.dolfinx_adjoint_lbfgsb(comm, cells, TAPED_ALPHA, scaled=method == "scaled")
+            row["CPU seconds"] = time.process_time() - worked
     return row
 
 
@@ -161,12 +166,15 @@ def _taped(study: Study) -> None:
     study.target("4e error", "their control errors apart, relative", apart, 1e-3)
 
 
-def _case(study: Study, function: str, arguments: dict[str, object]) -> Row:
+def _case(study: Study, function: str, arguments: dict[str, Any]) -> Row:
     """Run one case in a process of its own, within the limit. Collective: yes."""
     name = f"pdeopt.bench.optimise_large:{function}"
     say(study.comm, f"  {function}: {arguments}")
     try:
-        row = on_root(study.comm, lambda: run_case(name, arguments, 1, timeout=_LIMIT + 60.0))
+        if study.settings.quick:  # a launch takes seconds, more than these sizes
+            row = {"race": race, "tape": tape}[function](MPI.COMM_SELF, **arguments)
+        else:
+            row = on_root(study.comm, lambda: run_case(name, arguments, 1, timeout=_LIMIT + 60.0))
     except PdeoptError as error:
         say(study.comm, f"  FAILED: {error}")
         return {"method": str(arguments["method"]), "failed": str(error).splitlines()[-1][:120]}
