@@ -17,10 +17,12 @@ demo:
 	@python=$$(sh tools/bootstrap.sh demo) && \
 	"$$(dirname "$$python")/mpiexec" -n 2 "$$python" demos/heat_sink_control.py
 
-# One launch for all tests of a number of ranks: plain `pytest` works too, with one launch for each of them.
+# One launch for all tests of a number of ranks: plain `pytest` works too, with one launch for each of them. Two
+# processes share the tests on one rank, but for those that start processes under MPI or take the time.
 test: lint
 	@python=$$(sh tools/bootstrap.sh test) && mpiexec="$$(dirname "$$python")/mpiexec" && \
-	"$$python" -m pytest -m "parallel[1]" && \
+	"$$python" -m pytest -m "parallel[1] and not alone" -n 2 --dist worksteal && \
+	"$$python" -m pytest -m "parallel[1] and alone" && \
 	"$$mpiexec" -n 2 "$$python" -m pytest -m "parallel[2]" && \
 	"$$mpiexec" -n 3 "$$python" -m pytest -m "parallel[3]"
 

@@ -47,6 +47,10 @@ _tests = 0  # that this process has run
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Keep a standard error that output capturing does not redirect, and let one rank report."""
+    import dolfinx.jit
+
+    # Two processes may want one form at the same time: the second waits for the first one's compiler.
+    dolfinx.jit.DOLFINX_DEFAULT_JIT_OPTIONS["timeout"] = (TEST_SECONDS // 2, "Timeout for JIT compilation")
     config.stash[_stderr_key] = os.dup(2)
     if MPI.COMM_WORLD.rank > 0:  # failures are shown by the rank that fails, see `_end_all_ranks`
         config.pluginmanager.unregister(name="terminalreporter")

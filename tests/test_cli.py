@@ -15,6 +15,8 @@ from pdeopt.bench import BENCHES, case
 TOY_BENCH = """
 from pdeopt.bench.harness import BenchResult, Target, say
 
+pytestmark = pytest.mark.alone
+
 def run(settings, comm):
     from petsc4py import PETSc
     say(comm, "toy: 1 of 1")

@@ -19,6 +19,8 @@ from packaging.specifiers import SpecifierSet
 
 import pdeopt
 
+pytestmark = pytest.mark.alone
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "pdeopt").rglob("*.py"))
 

@@ -19,6 +19,8 @@ from pdeopt import parallel
 from pdeopt.parallel import CallbackErrors, check_launcher, collective_errors, on_root, raise_everywhere, random_stream
 from pdeopt.report import LauncherError, MeshError, RankError
 
+pytestmark = pytest.mark.alone
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

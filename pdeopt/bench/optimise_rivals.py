@@ -5,30 +5,19 @@ gradient, dual to the controls' inner product, has fallen to ``rtol`` of what it
 """
 
 import dataclasses
-import functools
-import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
 
 from petsc4py import PETSc
 
 import numpy as np
-import numpy.typing as npt
 
 from pdeopt.bench.harness import Row
 from pdeopt.control import ControlProblem, minimise
 from pdeopt.control.reduced import ReducedFunctional
 from pdeopt.fem import forms
-from pdeopt.optimise.low_rank import (
-    Eigenpairs,
-    LowRankPreconditioner,
-    Metric,
-    prior_matrix,
-    random_block,
-    randomised_eigenpairs,
-)
-from pdeopt.optimise.sensors import sensor_eigenpairs
+from pdeopt.optimise.eigenpair_rules import EigenpairRule
+from pdeopt.optimise.low_rank import LowRankPreconditioner, Metric, prior_matrix
 from pdeopt.report import ConvergenceError
 
 _ARMIJO, _HALVINGS = 1e-4, 30
@@ -37,50 +26,6 @@ _LARGEST_FORCING = 0.5
 # The best of 0.3, 0.1, 0.03, 0.01 and PETSc's own 1e-5 on coefficient inversion and Navier-Stokes control, where it
 # takes a half to a fifth of the solves of the last.
 _TRUST_REGION_FORCING = 0.1
-
-
-type Renewal = Callable[[ReducedFunctional, PETSc.Vec, Metric, int], Eigenpairs | None]
-"""Gives eigenpairs for the Newton step at a control, told the iterations of CG in the last; None keeps the old."""
-
-
-def sensorwise(rows: Sequence[PETSc.Vec], weights: npt.NDArray[np.float64]) -> Renewal:
-    """Return the rule that renews the exact sensor-wise form when the last CG cost more solves than it would.
-
-    Parameters
-    ----------
-    rows, weights
-        See `pdeopt.optimise.sensors.sensor_eigenpairs`.
-    """
-
-    def renew(functional: ReducedFunctional, control: PETSc.Vec, metric: Metric, last: int) -> Eigenpairs | None:
-        return sensor_eigenpairs(functional.hessian(control), metric, rows, weights) if 2 * last > len(rows) else None
-
-    return renew
-
-
-def randomised(problem: ControlProblem, rank: int, *, oversampling: int = 5, first: int = 5, seed: int = 0) -> Renewal:
-    """Return the rule that takes eigenpairs from one randomised double pass, at step ``first``, and keeps them.
-
-    Parameters
-    ----------
-    problem
-        The control problem.
-    rank, oversampling
-        Number of eigenpairs, and how many random vectors more.
-    first
-        Steps before: their steps are long, and eigenvectors from there mislead.
-    seed
-        Of the random numbers.
-    """
-    steps = itertools.count()
-
-    def renew(functional: ReducedFunctional, control: PETSc.Vec, metric: Metric, last: int) -> Eigenpairs | None:
-        if next(steps) != first:
-            return None
-        sample = random_block(problem.system, rank + oversampling, seed)
-        return randomised_eigenpairs(functools.partial(functional.hessian_action, control), metric, sample, rank)
-
-    return renew
 
 
 @dataclasses.dataclass
@@ -132,7 +77,7 @@ def inexact_newton_cg(
     rtol: float = 1e-8,
     gauss_newton_steps: int = 5,
     max_iterations: int = 100,
-    renewal: Renewal | None = None,
+    renewal: EigenpairRule | None = None,
 ) -> Row:
     """Minimise by Newton's method with CG preconditioned by the prior, as hIPPYlib does; the optimum is set.
 
@@ -150,7 +95,7 @@ def inexact_newton_cg(
     max_iterations
         Of Newton.
     renewal
-        Eigenpairs that improve on the prior as preconditioner, for instance `sensorwise` or `randomised`.
+        Eigenpairs that improve on the prior as preconditioner, see `pdeopt.optimise.eigenpair_rules`.
 
     Returns
     -------
@@ -176,7 +121,7 @@ def inexact_newton_cg(
         if relative <= rtol or iteration == max_iterations:
             break
         functional.use_gauss_newton(iteration < gauss_newton_steps)
-        pairs = None if renewal is None else renewal(functional, control, metric, last)
+        pairs = None if renewal is None else renewal(functional.hessian(control), metric, last)
         preconditioner.pairs = pairs or preconditioner.pairs
         forcing = min(_LARGEST_FORCING, math.sqrt(relative))
         last = _steihaug(functional, preconditioner, judge, control, gradient, step, forcing)

@@ -23,6 +23,9 @@ _INDEFINITE = (PETSc.KSP.ConvergedReason.DIVERGED_INDEFINITE_PC, PETSc.KSP.Conve
 class ControlPreconditioner(Protocol):
     """A symmetric positive definite approximation of the inverse of the reduced Hessian."""
 
+    def prepare(self, hessian: ReducedHessian) -> None:
+        """Learn of the reduced Hessian that is going to be solved with. Collective: yes."""
+
     def apply(self, pc: PETSc.PC, covector: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply it to a vector over all controls. Collective: yes."""
 
@@ -72,6 +75,8 @@ class ReducedHessianPC:
         self.target: float | None = None
         self._state_ksp = state_solver(system, blocks.state_operator, context.symmetric, state_setup)
         self._hessian = ReducedHessian(system, blocks, self._state_ksp)
+        if control_preconditioner is not None:
+            control_preconditioner.prepare(self._hessian)
         self._inner = _regularisation(blocks, system)
         self._ksp = PETSc.KSP().create(system.comm)
         self._ksp.setOptionsPrefix("kkt_reduced_")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pdeopt.optimise.control_program import ControlProgram
 
 Array = npt.NDArray[np.float64]
-METHODS = (*solvers.METHODS, "factorisation", "ksp", *SKETCHES)
+METHODS = (*solvers.METHODS, "low_rank", "factorisation", "ksp", *SKETCHES)
 _ACCURACY = 1e-10  # asked of factorisations, however loose the tolerance
 
 
@@ -69,13 +69,16 @@ class ControlKKT:
         self._responses: list[PETSc.Vec] = []
         self._structured: StructuredSolver | None = None
         self._ksp: PETSc.KSP | None = None
-        if program.method in solvers.METHODS:
+        self._iterations = 0
+        if program.method == "low_rank" or program.method in solvers.METHODS:
             context = program.linear_context(self._blocks, self._held)
-            self._recycled = recycled = None if self._modified else program.recycled
+            low_rank = program.method == "low_rank"
+            self._learned = learned = program.preconditioner if low_rank or not self._modified else None
+            structured = "reduced_hessian" if low_rank else program.method
             self._structured = StructuredSolver(
-                program.method, context, program.problem._state_solver, recycled, RECYCLED if recycled else 0
+                structured, context, program.problem._state_solver, learned, RECYCLED if learned else 0
             )
-            self.name = self._structured.name
+            self.name = self._structured.name + (", eigenpairs" if low_rank else "")
         else:
             self.name = program.method
             self._set_up_matrix_solver(program.method)
@@ -152,7 +155,7 @@ class ControlKKT:
 
     def _set_up_matrix_solver(self, method: str) -> None:
         system = self._system
-        matrix = system.monolithic_matrix(self._blocks)
+        matrix = _with_diagonal(system.monolithic_matrix(self._blocks))
         self._scaling = system.scaling()
         matrix.diagonalScale(self._scaling, self._scaling)
         if self._fixed is not None:
@@ -244,6 +247,7 @@ class ControlKKT:
             tolerance = min(1.0, rtol * size / reached) if reached > 0.0 else 1.0
         solution.set(0.0)
         iterations = self._solve_core(load, solution, min(tolerance, 0.5))
+        self._iterations += iterations
         if self._gradients:
             mismatch = np.array([gradient.dot(solution) for gradient in self._gradients]) - extra
             change = np.linalg.solve(self._schur, mismatch)
@@ -280,8 +284,8 @@ class ControlKKT:
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         if self._structured is not None:
-            if self._recycled is not None:
-                self._recycled.learn(self._structured.take_pairs())
+            if self._learned is not None:
+                self._learned.learn(self._structured.take_pairs(), self._iterations)
             self._structured.destroy()
         if self._ksp is not None:
             for item in (self._ksp, self._monolithic, self._scaling):
@@ -291,6 +295,23 @@ class ControlKKT:
             self._blocks.destroy()
         for vector in (*self._vectors, *self._responses, *self._gradients):
             vector.destroy()
+
+
+def _with_diagonal(matrix: PETSc.Mat) -> PETSc.Mat:
+    """Return the matrix with all diagonal entries stored, zeros too; takes it over. Collective: yes.
+
+    On several ranks PETSc 3.25 hands MUMPS the upper triangle of a symmetric matrix from the diagonal entries on: in
+    rows without one all entries are lost.
+    """
+    zero = PETSc.Mat().createAIJ(matrix.getSizes(), nnz=1, comm=matrix.comm)
+    diagonal = matrix.createVecLeft()
+    diagonal.set(0.0)
+    zero.setDiagonal(diagonal)
+    zero.assemble()
+    matrix.axpy(1.0, zero, structure=PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
+    for item in (zero, diagonal):
+        item.destroy()
+    return matrix
 
 
 def _add_diagonal(block: PETSc.Mat, values: Array) -> None:

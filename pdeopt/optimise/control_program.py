@@ -18,6 +18,7 @@ from pdeopt.control.preconditioners import LinearContext
 from pdeopt.control.state_solvers import state_solver
 from pdeopt.fem import forms
 from pdeopt.optimise.control_kkt import METHODS, ControlKKT
+from pdeopt.optimise.eigenpair_rules import EigenpairPreconditioner, EigenpairRule, randomised
 from pdeopt.optimise.program import KKTSolver, Mask, Pair
 from pdeopt.optimise.recycled import RecycledDirections
 from pdeopt.report import OptionError
@@ -35,6 +36,9 @@ class ControlProgram:
         The problem; its functions hold the point at which the program stands.
     method
         Solver of the KKT systems, one of `pdeopt.optimise.control_kkt.METHODS`; chosen by structure if None.
+    eigenpairs
+        When "low_rank", elimination with conjugate gradients that eigenpairs of the misfit Hessian precondition, finds
+        them anew, and how: `pdeopt.optimise.eigenpair_rules.sensor_wise` for few sensors, or, if None, `randomised`.
 
     Attributes
     ----------
@@ -47,7 +51,13 @@ class ControlProgram:
         If the method is unknown.
     """
 
-    def __init__(self, problem: ControlProblem, method: str | None = None) -> None:
+    def __init__(
+        self, problem: ControlProblem, method: str | None = None, eigenpairs: EigenpairRule | None = None
+    ) -> None:
+        if eigenpairs is not None:
+            method = method or "low_rank"
+            if method != "low_rank":
+                raise OptionError(f"eigenpairs do not fit method {method!r}: ask for 'low_rank', or leave them out")
         if method is not None and method not in METHODS:
             raise OptionError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
         self.problem, self.system = problem, problem.system
@@ -77,12 +87,16 @@ class ControlProgram:
         self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
-            if method == "direct" and not self.quadratic:
+            if method == "direct" and (not self.quadratic or self._bounds is not None):  # quadratic may be concave
                 method, self.why = "factorisation", f"{self.why}; the symmetric one knows the inertia"
         else:
             self.why = "asked for"
         self.method = method
-        self.recycled = RecycledDirections(system) if method == "reduced_hessian" else None
+        self.preconditioner: RecycledDirections | EigenpairPreconditioner | None = None
+        if method == "low_rank":
+            self.preconditioner = EigenpairPreconditioner(system, eigenpairs or randomised(system))
+        elif method == "reduced_hessian":
+            self.preconditioner = RecycledDirections(system)
 
     # Points ----------------------------------------------------------------------------------------------------------
 
@@ -340,7 +354,7 @@ class ControlProgram:
         """Free the PETSc objects; the problem stays. Collective: yes."""
         self._forget()
         self._state_mass.destroy()
-        if self.recycled is not None:
-            self.recycled.release()
+        if self.preconditioner is not None:
+            self.preconditioner.release()
         for vector in (*self._work, *(self._bounds or ())):
             vector.destroy()

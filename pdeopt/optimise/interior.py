@@ -37,6 +37,7 @@ _CORRECTED = 0.1  # length of the predicted step from which its second-order ter
 _MEMORY = 4
 _RUNAWAY = 1e8  # multipliers beyond this say that constraints depend on each other, not what they cost
 _UNBOUNDED = -1e20
+_LEAST_MULTIPLIER = 1e-8  # at the start, where that is a stationary point
 _DIVERGED = 1e20
 
 
@@ -229,6 +230,16 @@ class InteriorPoint:
         if point.dual.getSize() and point.dual.norm() == 0.0:
             fit_multipliers(program, self.bounds, state, point, multipliers, LARGEST_MULTIPLIER * self._scale)
         self._take(self._search.evaluate(point, multipliers))
+        if self.settings.even_multipliers and self.bounds.measure > 0.0:
+            self._even_multipliers()
+
+    def _even_multipliers(self) -> None:
+        bounds = self.bounds
+        none = bounds.start(self._state.x, 0.0, 0.0)
+        self._take(self._search.evaluate(self.point.copy(), none))
+        value = max(self.norms.dual_infeasibility / bounds.measure**0.5, _LEAST_MULTIPLIER)
+        even = BoundMultipliers(value * bounds.has_lower, value * bounds.has_upper)
+        self._take(self._search.evaluate(self.point.copy(), even))
 
     def _reset_multipliers(self) -> None:
         """Begin anew with multipliers that ran away along nearly dependent constraints."""
@@ -278,9 +289,14 @@ class InteriorPoint:
         bounds, state, program = self.bounds, self._state, self.program
         right, direction = self._right((0.0, 0.0)), program.create()
         kkt, shift = self._factorise(right, direction, 0.0)
+        mean, _ = bounds.products(state.x, state.multipliers)
+        if shift > 0.0:  # where the model is not convex the prediction drives mu to zero far from any minimum
+            for item in (kkt, right, direction):
+                item.destroy()
+            self._end_free_steps(mean)
+            return None
         affine = np.array(direction.primal.array_r)
         change = bounds.step(state.x, state.multipliers, affine, (0.0, 0.0))
-        mean, _ = bounds.products(state.x, state.multipliers)
         length, dual_length = (
             bounds.longest(state.x, affine, 1.0),
             bounds.longest_dual(state.multipliers, change, 1.0),
@@ -319,10 +335,13 @@ class InteriorPoint:
             return length
         trial.destroy()
         program.move(state.point)
-        self._free = False
-        self.barrier = max(0.8 * mean, least)
-        self._search.filter.reset()
+        self._end_free_steps(mean)
         return None
+
+    def _end_free_steps(self, mean: float) -> None:
+        self._free = False
+        self.barrier = max(0.8 * mean, self._least_barrier())
+        self._search.filter.reset()
 
     # Filter steps ----------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,9 @@ class InteriorPointSettings:
         Least share of the way to the boundary that a step may go, in (0, 1).
     accuracy
         Relative residual of the KKT solves, where they are iterative.
+    even_multipliers
+        Start from the same multiplier at every bound, of the norm of the Lagrangian's gradient, instead of mu over the
+        slacks: for coordinates that are values of functions, all of one kind.
 
     Raises
     ------
@@ -42,6 +45,7 @@ class InteriorPointSettings:
     superlinear_decrease: float = 1.5
     boundary: float = 0.99
     accuracy: float = 1e-6
+    even_multipliers: bool = False
 
     def __post_init__(self) -> None:
         if not self.barrier > 0.0:

@@ -17,6 +17,7 @@ from petsc4py import PETSc
 import numpy as np
 import numpy.typing as npt
 
+from pdeopt.control.hessian import ReducedHessian
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.control.riesz import trace_ratio
 from pdeopt.control.state_solvers import linear_state_solver
@@ -224,6 +225,9 @@ class LowRankPreconditioner:
     def rank(self) -> int:
         """Number of eigenpairs."""
         return int(self.pairs.values.size)
+
+    def prepare(self, hessian: ReducedHessian) -> None:
+        """Nothing: the eigenpairs stay until others are given. Collective: no."""
 
     def apply(self, pc: PETSc.PC | None, covector: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply the approximate inverse. Collective: yes."""

@@ -17,6 +17,7 @@ FACTORISATION = {
     "ksp_max_it": 10,
     "pc_type": "cholesky",
     "pc_factor_mat_solver_type": "mumps",
+    "mat_mumps_icntl_7": 5,  # METIS; what MUMPS chooses for several ranks takes longer, and counted wrong signs
     "mat_mumps_icntl_13": 1,  # no dense root in parallel, whose inertia MUMPS does not report
     "mat_mumps_icntl_24": 1,  # count null pivots
     "mat_mumps_icntl_14": 200,

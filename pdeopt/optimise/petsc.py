@@ -24,12 +24,23 @@ class TaoSettings(AdaSketchSettings):
     ----------
     solver
         See `pdeopt.optimise.matrix_kkt.DirectionSettings`.
+    bounds
+        "interior", or "active_set": active sets first, the interior point method behind them; "auto" takes these where
+        the objective is quadratic and the constraints are linear.
+
+    Raises
+    ------
+    InputError
+        If a number is out of its range, or a name is unknown.
     """
 
     solver: str = "factorisation"
+    bounds: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.bounds not in ("auto", "interior", "active_set"):
+            raise InputError(f"bounds is {self.bounds!r}: choose 'auto', 'interior' or 'active_set'")
         DirectionSettings(self.solver)
 
 
@@ -46,6 +57,9 @@ class AdaSketchNewton:
     ``-tao_adasketch_solver`` : factorisation (default), ksp, kaczmarz, gaussian, block, history or sgmres
         Solver of the KKT systems; options of the KSP have the prefix ``tao_adasketch_kkt_``. The factorisation, by
         MUMPS, knows the inertia; kaczmarz and gaussian are the published sketches, for small systems.
+    ``-tao_adasketch_bounds`` : auto (default), interior or active_set
+        How bounds are kept: by the interior point method, or by primal-dual active sets with that method behind them,
+        which auto takes for linear-quadratic control problems.
     ``-tao_adasketch_constraint_penalty``, ``-tao_adasketch_gradient_penalty`` : 10, 1e-3
         First penalties eta_1, eta_2 (published: 1, 0.1).
     ``-tao_adasketch_accuracy`` : 0.1
@@ -118,7 +132,7 @@ class AdaSketchNewton:
             return int(tao.getConvergedReason())  # a monitor of the user's may stop it
 
         limit = tao.getMaximumIterations() or _ITERATIONS
-        runner = Runner(program, self.settings, tolerances, limit, observe)
+        runner = Runner(program, self.settings, tolerances, limit, observe, self.settings.bounds)
         try:
             outcome = runner.run()
             self._keep(outcome, tao)

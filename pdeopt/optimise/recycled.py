@@ -8,6 +8,7 @@ R^-1 and takes the pairs (d, H d) for its secants is near H^-1 where R^-1 is not
 
 from petsc4py import PETSc
 
+from pdeopt.control.hessian import ReducedHessian
 from pdeopt.control.kkt import KKTSystem
 from pdeopt.optimise.low_rank import Metric, prior_matrix
 
@@ -31,7 +32,10 @@ class RecycledDirections:
         self._pairs: list[tuple[PETSc.Vec, PETSc.Vec, float]] = []
         self._work = self._matrix.createVecRight()
 
-    def learn(self, pairs: list[tuple[PETSc.Vec, PETSc.Vec]]) -> None:
+    def prepare(self, hessian: ReducedHessian) -> None:
+        """Nothing: what was learned from other Hessians serves. Collective: no."""
+
+    def learn(self, pairs: list[tuple[PETSc.Vec, PETSc.Vec]], iterations: int) -> None:
         """Take over pairs (d, H d), the last ones of which replace the oldest. Collective: yes."""
         self._pairs += [(direction, image, float(direction.dot(image))) for direction, image in pairs]
         while len(self._pairs) > RECYCLED:

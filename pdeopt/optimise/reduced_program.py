@@ -118,9 +118,8 @@ class _ConjugateGradients:
     def __init__(
         self, program: ReducedProgram, shift: float, diagonal: PETSc.Vec | None, fixed: Mask | None, curvature: float
     ) -> None:
-        self._program, self._shift, self._diagonal, self._fixed, self._curvature = (
-            program, shift, diagonal, fixed, curvature,
-        )  # fmt: skip
+        self._program, self._shift, self._fixed, self._curvature = program, shift, fixed, curvature
+        self._diagonal = None if diagonal is None else diagonal.copy()  # the caller may free its own
         self._work = program.functional.create_vector()
 
     def _mask(self, vector: PETSc.Vec) -> None:
@@ -189,5 +188,7 @@ class _ConjugateGradients:
         return KKTResult(iterations, float(np.sqrt(square / size)) if size > 0.0 else 0.0, negative)
 
     def destroy(self) -> None:
-        """Free the work vector. Collective: yes."""
+        """Free the vectors. Collective: yes."""
         self._work.destroy()
+        if self._diagonal is not None:
+            self._diagonal.destroy()

@@ -5,7 +5,10 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+from pdeopt.optimise.active_set import ActiveSet
+from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
+from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances
 from pdeopt.optimise.program import Pair, Program
 from pdeopt.optimise.regularisation import Counters, Failure
@@ -83,6 +86,8 @@ class Runner:
     observe
         Called with (step, objective, gradient, constraints) at the beginning and after every step; what it returns, if
         not zero, is the reason to stop.
+    bounds
+        See `pdeopt.optimise.petsc.TaoSettings`.
     """
 
     def __init__(
@@ -92,7 +97,9 @@ class Runner:
         tolerances: Tolerances,
         limit: int,
         observe: Callable[[int, float, float, float], int],
+        bounds: str = "auto",
     ) -> None:
+        self._bounds = bounds
         self._program, self._settings, self._tolerances = program, settings, tolerances
         self._limit, self._observe = limit, observe
         self.outcome = Outcome()
@@ -105,6 +112,9 @@ class Runner:
         bounded = self._program.bounds() is not None
         if not bounded:
             self._guard(self._newton)
+        elif self._bounds == "active_set" or (self._bounds == "auto" and self._program.quadratic):
+            self._guard(self._active_set)
+            bounded = outcome.reason in (_LINE_SEARCH, _USER)
         stuck = outcome.reason in (_LINE_SEARCH, _USER) and not outcome.advice.endswith("no minimum")
         if bounded or stuck:
             before = (outcome.reason, outcome.advice)
@@ -169,19 +179,37 @@ class Runner:
             outcome.penalties = f"{penalties.constraint:.3g}, {penalties.gradient:.3g}"
             iteration.destroy()
 
+    def _active_set(self) -> None:
+        outcome, tolerances = self.outcome, self._tolerances
+        iteration = ActiveSet(self._program)
+        try:
+            while not self._record(iteration, iteration.gradient_norm, iteration.constraint_norm, 0.0):
+                if tolerances.met(iteration.gradient_norm, iteration.constraint_norm):
+                    outcome.reason = _CONVERGED
+                    return
+                iteration.step(tolerances, 0.3 * min(tolerances.gradient, tolerances.constraint) / outcome.history[-1])
+        finally:
+            _add(outcome.counters, iteration.counters)
+            outcome.method = f"primal-dual active sets, {iteration.kkt_name}"
+            iteration.destroy()
+
     def _interior(self) -> None:
         outcome = self.outcome
         tolerances = self._tolerances
         if outcome.point is not None:  # a point from which no step helps is no good start
             self._program.move(self._start)
-        iteration = InteriorPoint(self._program)
+        settings = InteriorPointSettings(even_multipliers=isinstance(self._program, ControlProgram))
+        iteration = InteriorPoint(self._program, settings)
         name = f"{outcome.method}; then the interior point method" if outcome.history else "interior point method"
         try:
-            while not self._record(iteration, *dataclasses.astuple(iteration.norms)):
+            while True:
                 norms = iteration.norms
+                stop = self._record(iteration, *dataclasses.astuple(norms))
                 met = tolerances.met(norms.dual_infeasibility, norms.feasibility)
-                if met and norms.complementarity <= tolerances.gradient:
+                if met and norms.complementarity <= tolerances.gradient and outcome.reason in (0, _MAXIMUM_REACHED):
                     outcome.reason, outcome.advice = _CONVERGED, ""
+                    return
+                if stop:
                     return
                 iteration.step(tolerances)
         finally:

@@ -22,6 +22,8 @@ COMM = MPI.COMM_WORLD
 CASES = """
 import numpy as np
 
+pytestmark = pytest.mark.alone
+
 def sizes(comm, mebibytes):
     block = np.ones(int(mebibytes * 2**17))
     return {"sum of ranks": comm.allreduce(comm.rank + 1), "block": float(block[-1]), "nothing": np.nan}

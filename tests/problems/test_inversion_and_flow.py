@@ -6,8 +6,9 @@ import dolfinx
 import numpy as np
 import pytest
 
-from pdeopt.bench.optimise_rivals import bntr, inexact_newton_cg, randomised, sensorwise
+from pdeopt.bench.optimise_rivals import bntr, inexact_newton_cg
 from pdeopt.control import minimise
+from pdeopt.optimise.eigenpair_rules import randomised, sensor_wise
 from pdeopt.optimise.low_rank import LowRankPreconditioner, Metric, prior_matrix
 from pdeopt.problems import CoefficientInversion, NavierStokesControl
 from pdeopt.report import ConvergenceError, InputError, OptionError
@@ -50,8 +51,8 @@ def test_few_sensors_need_fewer_solves_in_their_own_space():
     rows = []
     for rule in ("prior", "sensorwise", "randomised"):
         case = CoefficientInversion(unit_square(32), 10, **settings)
-        choose = {"sensorwise": lambda c=case: sensorwise(*c.observations()),
-                  "randomised": lambda c=case: randomised(c.problem, 10), "prior": lambda: None}  # fmt: skip
+        choose = {"sensorwise": lambda c=case: sensor_wise(*c.observations()),
+                  "randomised": lambda c=case: randomised(c.problem.system, 10), "prior": lambda: None}  # fmt: skip
         rows.append(inexact_newton_cg(case.problem, renewal=choose[rule]()))
         assert rows[-1]["converged"]
         assert rows[-1]["objective"] == pytest.approx(rows[0]["objective"], rel=1e-7)

@@ -19,6 +19,8 @@ import petsc4py
 petsc4py.init(sys.argv)
 from petsc4py import PETSc
 
+pytestmark = pytest.mark.alone
+
 def matrix(n=60):
     A = PETSc.Mat().createAIJ((n, n), nnz=3)
     for i in range(*A.getOwnershipRange()):

@@ -16,6 +16,8 @@ from pdeopt import _cli_scripts
 from pdeopt.relaxation import tune, tune_report
 from pdeopt.report import InputError
 
+pytestmark = pytest.mark.alone
+
 # One script with many solvers: each launch costs a second.
 MANY = (
     tune_scripts.HEAD

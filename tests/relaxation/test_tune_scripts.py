@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import tune_scripts
 
+pytestmark = pytest.mark.alone
+
 # A solver that is worth tuning: without a natural ordering the factorisation would be faster.
 SOLVE = (
     tune_scripts.HEAD

@@ -15,6 +15,8 @@ import tune_scripts
 
 from pdeopt.relaxation import overlay_watch, rule, tune, tune_replay, tune_report
 
+pytestmark = pytest.mark.alone
+
 SCRIPT = (
     tune_scripts.HEAD
     + """
