@@ -22,7 +22,7 @@ _ACCURATE = 1e-10  # tolerance where values are compared to many digits
 _SMALL = {"1": 8, "2": 8, "3": 8, "4": 8, "5": 12, "6": 8, "7": -1, "8": 8, "9": 6, "10": 8, "11": 8, "12": 6}
 _QUICK = ("RDW2D52F", "Maurer", "obstacle, soft", "Bratu")
 _ON_TWO_RANKS = (("4 bounded boundary control", 16), ("6 coefficient inversion", 16), ("11 Bratu", 16))
-_NEAR = 1e-2  # relative size of the perturbation from which a second code looks for the same local minimum
+_NEAR = 1e-4  # relative size of the perturbation from which a second code looks for the same local minimum
 
 
 def run_problems(study: Study) -> None:
@@ -192,7 +192,10 @@ def _by_ipopt(case: Case, mesh: int, minimum: Any) -> Row:
         x = np.clip(x * (1.0 + _NEAR * noise), program.lower, program.upper)
         program = dataclasses.replace(program, start=x)
         near.destroy()
-    row = solve_by_ipopt(program, tol=1e-10, dual_inf_tol=1e-10, constr_viol_tol=1e-10, compl_inf_tol=1e-10)
+    options: dict[str, str | float] = dict.fromkeys(("tol", "dual_inf_tol", "constr_viol_tol", "compl_inf_tol"), 1e-10)
+    if minimum is not None:  # a large barrier parameter would lead it away again
+        options |= {"mu_init": 1e-8, "bound_push": 1e-8, "bound_frac": 1e-8}
+    row = solve_by_ipopt(program, **options)
     value = number(row, "objective") / adapter.scale
     adapter.destroy()
     kept = {key: row[key] for key in ("iterations", "KKT residual")}
