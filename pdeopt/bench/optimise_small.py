@@ -304,7 +304,8 @@ def hopeless_problems() -> dict[str, tuple[NonlinearProgram, bool]]:
             True,
         ),
         "unbounded, linear": (
-            program(lambda x: float(x[0] - x[1]), lambda x: np.array([1.0, -1.0]), lambda x, p: 0.0 * unit, *line), False
+            program(lambda x: float(x[0] - x[1]), lambda x: np.array([1.0, -1.0]), lambda x, p: 0.0 * unit, *line),
+            False,
         ),
         "unbounded, quadratic": (
             program(lambda x: -float(x @ x), lambda x: -2.0 * x, lambda x, p: -2.0 * unit, *line), False

@@ -56,8 +56,8 @@ class ReducedHessianPC:
     rtol
         Where CG stops: its residual in the norm of its preconditioner, relative to its right-hand side.
     target
-        Riesz norm of its residual at which it stops instead, if not None. State and adjoint equation are solved exactly,
-        so that this is the residual of the whole KKT system; they are left alone where theirs are far below it.
+        Riesz norm of its residual at which it stops instead, if not None. State and adjoint equation are solved
+        exactly, so that this is the residual of the whole KKT system; they are left alone where theirs are far below.
     iterations, negative_curvature
         Of the last solve.
     """

@@ -160,7 +160,7 @@ class KKTSolver:
             Where "reduced_hessian" meets negative curvature, set what was found until then and `negative_curvature`;
             otherwise that is an error.
         no_more_than_asked
-            Stop "reduced_hessian" once the Riesz norm of the whole KKT residual has the relative tolerance, and not well
+            Stop "reduced_hessian" once the Riesz norm of the whole KKT residual has the relative tolerance, not well
             below it: for callers that look at the residual that was reached, without barrier terms or fixed controls.
 
         Raises
