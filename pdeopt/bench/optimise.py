@@ -2,7 +2,7 @@
 
 from mpi4py import MPI
 
-from pdeopt.bench import optimise_randomised, optimise_small
+from pdeopt.bench import optimise_large, optimise_problems, optimise_randomised, optimise_small
 from pdeopt.bench.harness import BenchResult, BenchSettings, say
 from pdeopt.bench.study import Study
 
@@ -12,6 +12,8 @@ def run(settings: BenchSettings, comm: MPI.Comm) -> BenchResult:
     study = Study("optimise", settings, comm)
     for name, part in (
         ("small problems", optimise_small.measure),
+        ("benchmark problems", optimise_problems.measure),
+        ("rivals at the scale of PDEs", lambda study, quick: optimise_large.run_large(study)),
         ("eigenpairs and sketches", optimise_randomised.measure),
     ):
         say(comm, f"optimise: {name}")

@@ -1,7 +1,7 @@
 """Line 5: does randomness earn its place? Eigenpairs of the misfit Hessian as preconditioner, counted in PDE solves.
 
-The kill-test stands in the first table: if exact eigenpairs at every step, counted with what they cost, do not save half
-of the solves, no sketch of them can.
+The kill-test stands in the same table: if exact eigenpairs at every step, counted with what they cost, do not save
+half of the solves, no sketch of them can.
 """
 
 import functools
@@ -36,7 +36,7 @@ def measure(study: Study, quick: bool) -> None:
         case = make()
         few = isinstance(case, CoefficientInversion) and case.data is None
         if few:
-            rows["sensor-wise, exact"] = _run(make, lambda c: sensor_wise(*c.observations()))  # type: ignore[union-attr]
+            rows["sensor-wise, exact"] = _run(make, lambda c: sensor_wise(*c.observations()))
         rows |= _kill_test(make, name, few)
         rank = min(int(name.partition(" ")[0]), 20) if few else 20
         drawn = [
@@ -49,8 +49,9 @@ def measure(study: Study, quick: bool) -> None:
             study.row("PDE solves to a gradient of 1e-8", {"case": name, "arm": arm, **_columns(row)})
         study.row(
             "PDE solves to a gradient of 1e-8",
-            {"case": name, "arm": f"randomised, rank {rank}, {seeds} seeds: median", "PDE solves": float(np.median(solves)),
-             "worst": float(np.max(solves)), "converged": all(bool(row["converged"]) for row in drawn)},
+            {"case": name, "arm": f"randomised, rank {rank}, {seeds} seeds: median",
+             "PDE solves": float(np.median(solves)), "worst": float(np.max(solves)),
+             "converged": all(bool(row["converged"]) for row in drawn)},
         )  # fmt: skip
         deterministic = [
             number(rows[arm], "PDE solves")
@@ -116,12 +117,12 @@ class _EveryStep:
 
 
 def _kill_test(make: Callable[[], Case], name: str, few: bool) -> dict[str, Row]:
-    """Exact eigenpairs at every step: as many as there are sensors, or so many that the rest is small."""
+    """Take exact eigenpairs at every step: as many as there are sensors, or so many that the rest is small."""
     case = make()
 
     def rule() -> EigenpairRule:
         if few:
-            return sensor_wise(*case.observations())  # type: ignore[union-attr]
+            return sensor_wise(*case.observations())
         size = sum(control.size for control in case.problem.controls)
         rank = min(_RANK_FOR_EXACT[name], case.problem.comm.allreduce(size) - 5)
         return randomised(case.problem.system, rank, first=0)

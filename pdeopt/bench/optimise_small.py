@@ -1,7 +1,7 @@
 """Lines 1, 2 and 6 of the optimiser: small test problems beside IPOPT, the published example, hopeless problems."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -21,7 +21,7 @@ from pdeopt.optimise.solve import minimise
 from pdeopt.problems import read_s2mpj
 from pdeopt.problems.nonlinear_program import NonlinearProgram
 from pdeopt.problems.published_control import PublishedPoissonControl
-from pdeopt.report import ConvergenceError, PdeoptError
+from pdeopt.report import ConvergenceError, PdeoptError, SolveReport
 
 Array = npt.NDArray[np.float64]
 _THIS = __name__
@@ -46,9 +46,8 @@ def _test_problems(study: Study, quick: bool) -> None:
     names = sets.PUBLISHED_SET[:12] if quick else sets.PUBLISHED_SET
     ours = [solve_by_pdeopt(name) for name in names]
     for row in ours:
-        study.row(
-            "Test problems of the publication", row | {"published outer": sets.PUBLISHED_ITERATIONS[row["problem"]]}
-        )  # type: ignore[index]
+        published = sets.PUBLISHED_ITERATIONS[str(row["problem"])]
+        study.row("Test problems of the publication", row | {"published outer": published})
     two = study.case(f"{_THIS}:solve_names", 2, names=list(names))
     study.row("The same on two ranks", two)
     solved = [row for row in ours if row["converged"]]
@@ -70,7 +69,7 @@ def _test_problems(study: Study, quick: bool) -> None:
 
 
 def _sketched(study: Study, names: Sequence[str], quick: bool) -> None:
-    """The published direction solver with a practical accuracy, to the published tolerance."""
+    """Run the published direction solver with a practical accuracy, to the published tolerance."""
     for seed in range(1 if quick else 3):
         rows = [solve_by_pdeopt(name, "kaczmarz", seed, _PUBLISHED_TOLERANCE, 50) for name in names]
         solved = [number(row, "iterations") for row in rows if row["converged"]]
@@ -105,6 +104,7 @@ def solve_by_pdeopt(
     program = numpy_program(problem, settings=DirectionSettings(solver), prefix="small_")
     started = time.perf_counter()
     message = ""
+    report: SolveReport | None
     options = PETSc.Options()
     options["small_kkt_ksp_sketch_seed"] = seed
     try:
@@ -151,7 +151,7 @@ def solve_names(comm: MPI.Comm, names: Sequence[str]) -> Row:
 
 
 def _published(study: Study, quick: bool) -> None:
-    """The control problem of the publication, N = 3, by every direction solver."""
+    """Solve the control problem of the publication, N = 3, by every direction solver."""
     problem = PublishedPoissonControl(3).program()
     optimum = PublishedPoissonControl(3).solution()
     minimise(problem)  # what is loaded once
@@ -233,12 +233,14 @@ def _failures(study: Study, quick: bool) -> None:
     silent = 0
     for name, (problem, solvable) in hopeless_problems().items():
         started = time.perf_counter()
+        report: SolveReport | None = None
+        message = ""
         try:
-            report, message = minimise(problem, max_iterations=300), ""
+            report = minimise(problem, max_iterations=300)
         except ConvergenceError as error:
-            report, message = error.report, str(error).partition("): ")[2]  # type: ignore[assignment]
+            report, message = error.report, str(error).partition("): ")[2]
         except PdeoptError as error:
-            report, message = None, str(error)  # type: ignore[assignment]
+            message = str(error)
         converged = report is not None and report.converged
         wrong = converged is not solvable or (not converged and not message)
         silent += wrong
@@ -255,7 +257,15 @@ def hopeless_problems() -> dict[str, tuple[NonlinearProgram, bool]]:
     """Return programs of two unknowns, and whether each has a solution."""
     import scipy.sparse as sparse
 
-    def program(objective, gradient, hessian, constraints, jacobian, count, start=(1.0, 2.0)):  # type: ignore[no-untyped-def]
+    def program(
+        objective: Callable[[Array], float],
+        gradient: Callable[[Array], Array],
+        hessian: Callable[[Array, Array], Array],
+        constraints: Callable[[Array], Array],
+        jacobian: Callable[[Array], Array],
+        count: int,
+        start: tuple[float, float] = (1.0, 2.0),
+    ) -> NonlinearProgram:
         infinite = np.full(2, np.inf)
         return NonlinearProgram(
             name="hopeless",
@@ -274,7 +284,7 @@ def hopeless_problems() -> dict[str, tuple[NonlinearProgram, bool]]:
     unit = np.eye(2)
     square = (lambda x: float(x @ x), lambda x: 2.0 * x, lambda x, p: 2.0 * unit)
     line = (lambda x: np.array([x[0] + x[1] - 1.0]), lambda x: np.ones((1, 2)), 1)
-    parallel = np.ones((2, 2))
+    parallel, twice = np.ones((2, 2)), np.array([1.0, 2.0])
     logarithm = (
         lambda x: float(np.log(x[0])),
         lambda x: np.array([1.0 / x[0], 0.0]),
@@ -290,7 +300,7 @@ def hopeless_problems() -> dict[str, tuple[NonlinearProgram, bool]]:
             program(*square, lambda x: np.array([x[0] + x[1] - 1.0, x[0] + x[1] - 2.0]), lambda x: parallel, 2), False
         ),
         "rank-deficient, consistent": (
-            program(*square, lambda x: (x[0] + x[1] - 1.0) * np.array([1.0, 2.0]), lambda x: np.array([[1, 1], [2, 2]]), 2),
+            program(*square, lambda x: (x[0] + x[1] - 1.0) * twice, lambda x: np.outer(twice, [1.0, 1.0]), 2),
             True,
         ),
         "unbounded, linear": (

@@ -21,6 +21,7 @@ from pdeopt.parallel import random_stream
 from pdeopt.report import PdeoptError
 
 _SLACK = 100.0  # multipliers are read off the gradient here, with lumped masses; times the tolerance of the solver
+_ON = 1e-14  # slack of a coordinate that a bound holds
 _SAME = 1e-6  # relative difference of objectives up to which two minima count as one
 
 
@@ -75,10 +76,13 @@ def certify(problem: Any, reference: float = math.nan) -> Certificate:
     )
     state = State(control, bounds, point, multipliers)
     violation = float(np.max(np.maximum(bounds.lower - state.x, state.x - bounds.upper), initial=0.0))
+    low, high = bounds.slacks(state.x)
+    held = bounds.fixed | ((low <= _ON) & bounds.has_lower) | ((high <= _ON) & bounds.has_upper)
     diagonal = point.primal.duplicate()
-    diagonal.array[:] = bounds.diagonal(state.x, multipliers)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        diagonal.array[:] = np.where(held, 0.0, bounds.diagonal(state.x, multipliers))
     kkt = control.kkt_solver(
-        diagonal=diagonal if bounds.measure > 0.0 else None, fixed=bounds.fixed if bounds.any_fixed else None
+        diagonal=diagonal if bounds.measure > 0.0 else None, fixed=held if bounds.sum(float(held.any())) else None
     )
     minimum = None if kkt.singular else kkt.inertia_is_right
     kkt.destroy()

@@ -15,6 +15,7 @@ from petsc4py import PETSc
 import numpy as np
 import numpy.typing as npt
 
+from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.matrices import MatrixProgram
@@ -123,7 +124,7 @@ class ConstantPenalty:
     Parameters
     ----------
     program
-        The program, for instance of a control problem with rho * y * u * dx in its objective.
+        That of a control problem with rho * y * u * dx in its objective.
     constant
         rho, for instance a `dolfinx.fem.Constant`.
     first, second
@@ -132,13 +133,17 @@ class ConstantPenalty:
         w, shape (pairs,): what the integral gives a node.
     """
 
-    def __init__(self, program: Program, constant: object, first: Indices, second: Indices, weights: Array) -> None:
-        self.program = program
+    def __init__(
+        self, program: ControlProgram, constant: object, first: Indices, second: Indices, weights: Array
+    ) -> None:
+        self.program: Program = program
+        self._control = program
         self._constant, self._first, self._second, self._weights = constant, first, second, weights
 
     def set(self, penalty: float) -> None:
-        """Set rho. Collective: no."""
+        """Set rho. Collective: yes."""
         self._constant.value = np.asarray(penalty)  # type: ignore[attr-defined]
+        self._control.forget_matrices()
 
     def pairs(self, vector: PETSc.Vec) -> tuple[Array, Array]:
         """Return entries of a vector at a and at b. Collective: no."""

@@ -87,7 +87,7 @@ class ControlProgram:
         self.restores = simple and system.affine_state and not system.linear_state
         if method is None:
             method, self.why = structure.choose_method(self._structure, system, self._bounds is not None)
-            if method == "direct" and not self.quadratic:
+            if method == "direct" and (not self.quadratic or self._bounds is not None):  # quadratic may be concave
                 method, self.why = "factorisation", f"{self.why}; the symmetric one knows the inertia"
         else:
             self.why = "asked for"
@@ -115,7 +115,7 @@ class ControlProgram:
         for multiplier, value in zip(self._multipliers, self.extra(point), strict=True):
             multiplier.value = np.asarray(value)
         if not self.quadratic:  # whose matrices are the same everywhere
-            self._forget()
+            self.forget_matrices()
 
     def join(self, pair: Pair, out: PETSc.Vec) -> PETSc.Vec:
         """Write a pair into a vector of the KKT system, without the multipliers. Collective: no."""
@@ -287,7 +287,7 @@ class ControlProgram:
             layout.write(vector, field, layout.read(vector, field) - change.array_r)
             system.set_unknowns(vector)
         self.get(point)
-        self._forget()
+        self.forget_matrices()
         for item in (ksp, operator, right, change):
             item.destroy()
         return 2
@@ -339,7 +339,8 @@ class ControlProgram:
         """Return what the solvers of `pdeopt.control` are built from. Collective: no."""
         return LinearContext(self.system, blocks, self._structure, held, self._state_mass, self._symmetric)
 
-    def _forget(self) -> None:
+    def forget_matrices(self) -> None:
+        """Assemble all second derivatives anew when next needed: coefficients of the forms changed. Collective: yes."""
         if self._matrix is not None:
             self._matrix.destroy()
             self._matrix = None
@@ -352,7 +353,7 @@ class ControlProgram:
 
     def destroy(self) -> None:
         """Free the PETSc objects; the problem stays. Collective: yes."""
-        self._forget()
+        self.forget_matrices()
         self._state_mass.destroy()
         if self.preconditioner is not None:
             self.preconditioner.release()

@@ -324,6 +324,7 @@ class AdaSketch:
         larger = iter(_DUAL_SHIFTS if self.point.dual.getSize() else ())
         while True:
             kkt, result = self._solve(shift, dual_shift, right, direction, accuracy)
+            found: tuple[float, float, float] | None
             try:
                 if kkt is None or result is None:
                     shift = self._next_shift(shift)

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.active_set import ActiveSet
+from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances

@@ -14,8 +14,8 @@ def solve_state_first(problem: ControlProblem) -> bool:
     """Solve state and adjoint equation for the first controls where that helps; say whether it was done.
 
     It helps with bounds on the controls or extra constraints, under a nonlinear problem: the second derivatives of the
-    Lagrangian at zero state and adjoint, from which scales and first steps are taken, say nothing there. A state
-    that is not zero is a guess and is kept, one with bounds is better left within them.
+    Lagrangian at zero state and adjoint, from which scales and first steps are taken, say nothing there. A state that
+    is not zero is a guess and is kept, one with bounds is better left within them.
 
     Collective: yes.
     """

@@ -83,7 +83,7 @@ def test_a_trace_leaves_out_directions_of_negative_curvature():
 
 @pytest.mark.parallel([1, 2])
 def test_inversion_needs_fewer_solves_than_newton_in_the_space_of_the_controls():
-    cases = [CoefficientInversion(unit_square(24), gamma=1e-8, epsilon=1.0, degree=1) for _ in range(3)]
+    cases = [CoefficientInversion(unit_square(32), gamma=1e-7, epsilon=1.0, degree=1) for _ in range(3)]
     report = minimise(cases[0].problem, method="reduced_hessian")
     rival = inexact_newton_cg(cases[1].problem)
     certificate = Certificate(cases[2])
