@@ -19,6 +19,9 @@ from pdeopt.bench import (
     layer_tolerance,
     layer_training,
     layers,
+    optimise,
+    optimise_randomised,
+    optimise_small,
     relax,
     relax_curves,
     relax_heat,
@@ -51,6 +54,8 @@ PARTS = {
     "conservation": (layer_conservation.measure, set()),
     "a learned law": (layer_training.measure, {"5", "5.spline", "5.oracle", "5.off"}),
     "relaxed heat": (relax_heat.measure, {"1d", "1e"}),
+    "small programs": (optimise_small.measure, {"2b"}),
+    "eigenpairs and sketches": (optimise_randomised.measure, {"5a", "5b"}),
 }
 
 
@@ -67,7 +72,8 @@ def test_part_measures_and_keeps_its_claims(name):
 
 
 def test_benches_are_made_of_these_parts():
-    assert {"time", "certificates", "relax", "tune", "layers"} <= BENCHES.keys()
+    assert {"time", "certificates", "relax", "tune", "layers", "optimise"} <= BENCHES.keys()
+    assert optimise.run.__module__ == BENCHES["optimise"]
     assert layers.run.__module__ == BENCHES["layers"]
     assert certificates.run.__module__ == BENCHES["certificates"]
     assert time.run.__module__ == BENCHES["time"]

@@ -17,7 +17,6 @@ from pdeopt.problems import BratuControl, PoissonControl
 
 @pytest.mark.parametrize(("kind", "steps"), [(PoissonControl, 2), (BratuControl, 6)])
 def test_ipopt_in_full_space_finds_a_certified_optimum(kind, steps):
-    pytest.importorskip("cyipopt")
     mesh = dolfinx.mesh.create_unit_square(MPI.COMM_SELF, 8, 8)
     case = kind(mesh, alpha=1e-2)
     row = ipopt_full_space(case.problem)
