@@ -52,7 +52,7 @@ print_root(comm, f"error of m: {case.error():.1%} of that of the guess")
 functional = problem.reduced_functional(gauss_newton=True)
 control = functional.create_vector()
 functional.get_control(control)
-prior = prior_matrix(problem.system)
+prior = prior_matrix(case.problem.system)
 metric = Metric(prior)
 rows, weights = case.observations()
 pairs = sensor_eigenpairs(functional.hessian(control), metric, rows, weights)
@@ -74,7 +74,7 @@ print_root(comm, f"uncertainty left: {least:.2f} of the prior's where the readin
 estimate, spent = case.control.copy(), {}
 for method, rule in (("reduced_hessian", None), ("low_rank", sensor_wise(rows, weights))):
     case.control.x.array[:] = guess
-    for function in (case.state, problem.adjoint):
+    for function in (case.state, case.problem.adjoint):
         function.x.array[:] = 0.0
     program = ControlProgram(problem, method, rule)
     row = minimise(program).quantities

@@ -68,9 +68,9 @@ print_root(comm, report)
 
 # ## Pictures, and files for ParaView
 
-output.write_fields(folder / "fields", {"copper": case.control, "temperature": problem.state})
+output.write_fields(folder / "fields", {"copper": case.control, "temperature": case.problem.state})
 plot_fields(designs, folder / "design.png", limits=dict.fromkeys(designs, (0.0, 1.0)))
-plot_fields({"temperature": problem.state}, folder / "a_temperature.png", colour_map="inferno")
+plot_fields({"temperature": case.problem.state}, folder / "a_temperature.png", colour_map="inferno")
 plot_convergence(histories, folder / "convergence.png", "step", "KKT residual, Riesz norm", comm=comm)
 print_root(
     comm, f"wrote {folder.name}/: design.gif, fields for ParaView, design.png, a_temperature.png, convergence.png"
@@ -78,4 +78,4 @@ print_root(
 
 assert report.converged
 assert report.quantities["objective"] < 0.6 * objective
-assert abs(problem.system.constraint_values()[0]) < 1e-6
+assert abs(case.problem.system.constraint_values()[0]) < 1e-6
