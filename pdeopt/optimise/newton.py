@@ -328,6 +328,7 @@ class AdaSketch:
                 if kkt is None or result is None:
                     shift = self._next_shift(shift)
                     continue
+                found: tuple[float, float, float] | None
                 if result.negative_curvature:  # what CG found before it may descend all the same
                     found = self.evaluation.slopes(direction)
                     if not slope(found, self.penalties) <= -0.5 * self.penalties.gradient * self.evaluation.norm**2:
