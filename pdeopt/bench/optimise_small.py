@@ -15,8 +15,9 @@ from pdeopt.bench.optimise_ipopt import kkt_residual, solve_by_ipopt
 from pdeopt.bench.study import Study, number
 from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.matrix_kkt import DirectionSettings
-from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances
+from pdeopt.optimise.newton import AdaSketch
 from pdeopt.optimise.petsc import TaoSettings
+from pdeopt.optimise.settings import AdaSketchSettings, Tolerances
 from pdeopt.optimise.solve import minimise
 from pdeopt.problems import read_s2mpj
 from pdeopt.problems.nonlinear_program import NonlinearProgram

@@ -6,7 +6,7 @@ from typing import Any
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
     "AdaSketchNewton": "pdeopt.optimise.petsc",
-    "AdaSketchSettings": "pdeopt.optimise.newton",
+    "AdaSketchSettings": "pdeopt.optimise.settings",
     "ControlProgram": "pdeopt.optimise.control_program",
     "DirectionSettings": "pdeopt.optimise.matrix_kkt",
     "MatrixProgram": "pdeopt.optimise.matrices",

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from pdeopt.optimise.barrier import BoundMultipliers, Bounds
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.interior_state import InteriorPointSettings
-from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import Pair, Program
 from pdeopt.optimise.regularisation import Counters, Failure, InertiaCorrection
+from pdeopt.optimise.settings import Tolerances
 
 Array = npt.NDArray[np.float64]
 _PATIENCE = 8  # steps that may pass without a smaller residual

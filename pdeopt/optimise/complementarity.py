@@ -19,9 +19,9 @@ from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.interior_state import InteriorPointSettings
 from pdeopt.optimise.matrices import MatrixProgram
-from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import Program
 from pdeopt.optimise.regularisation import Failure
+from pdeopt.optimise.settings import Tolerances
 from pdeopt.report import InputError
 
 Array = npt.NDArray[np.float64]

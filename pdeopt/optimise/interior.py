@@ -24,10 +24,10 @@ from pdeopt.optimise.interior_state import (
     State,
     fit_multipliers,
 )
-from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.program import KKTSolver, Pair, Program
 from pdeopt.optimise.regularisation import FIRST_SHIFT, Counters, Failure, InertiaCorrection
 from pdeopt.optimise.restoration import restore
+from pdeopt.optimise.settings import Tolerances
 
 Array = npt.NDArray[np.float64]
 _DUAL_SHIFT = 1e-8  # times mu^(1/4): where gradients of the constraints are linearly dependent

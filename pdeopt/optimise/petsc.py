@@ -7,9 +7,9 @@ from petsc4py import PETSc
 
 from pdeopt.fem.settings import read_settings
 from pdeopt.optimise.matrix_kkt import DirectionSettings
-from pdeopt.optimise.newton import AdaSketchSettings, Tolerances
 from pdeopt.optimise.program import Program
 from pdeopt.optimise.run import Outcome, Runner
+from pdeopt.optimise.settings import AdaSketchSettings, Tolerances
 from pdeopt.optimise.tao_program import TaoFunctions, tao_program
 from pdeopt.report import InputError, SolveReport
 

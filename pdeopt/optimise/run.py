@@ -9,9 +9,10 @@ from pdeopt.optimise.active_set import ActiveSet
 from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.interior import InteriorPoint
 from pdeopt.optimise.interior_state import InteriorPointSettings
-from pdeopt.optimise.newton import AdaSketch, AdaSketchSettings, Tolerances
+from pdeopt.optimise.newton import AdaSketch
 from pdeopt.optimise.program import Pair, Program
 from pdeopt.optimise.regularisation import Counters, Failure
+from pdeopt.optimise.settings import AdaSketchSettings, Tolerances
 from pdeopt.report import TAO_ADVICE
 
 _CONVERGED, _MAXIMUM_REACHED, _LINE_SEARCH, _USER = 3, -2, -6, -8

@@ -5,7 +5,8 @@ import scipy.sparse
 
 from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.matrix_kkt import DirectionSettings
-from pdeopt.optimise.newton import AdaSketch, Tolerances
+from pdeopt.optimise.newton import AdaSketch
+from pdeopt.optimise.settings import Tolerances
 from pdeopt.problems.nonlinear_program import NonlinearProgram
 
 

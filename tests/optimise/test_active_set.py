@@ -9,8 +9,8 @@ from pdeopt.optimise.active_set import ActiveSet, solve_bounded
 from pdeopt.optimise.control_program import ControlProgram
 from pdeopt.optimise.from_numpy import numpy_program
 from pdeopt.optimise.interior import InteriorPoint
-from pdeopt.optimise.newton import Tolerances
 from pdeopt.optimise.regularisation import Failure
+from pdeopt.optimise.settings import Tolerances
 from pdeopt.problems import BoundedPoissonControl
 
 

@@ -5,8 +5,9 @@ import pytest
 from core_cases import chain, equality_program, hs7, iterate, linear_constraints, quadratic_form, sphere
 
 from pdeopt.optimise import AdaSketchSettings, numpy_program
-from pdeopt.optimise.newton import AdaSketch, Tolerances
+from pdeopt.optimise.newton import AdaSketch
 from pdeopt.optimise.saddle import is_minimum
+from pdeopt.optimise.settings import Tolerances
 from pdeopt.report import InputError
 
 
