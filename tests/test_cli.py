@@ -12,10 +12,10 @@ from pdeopt import cli
 from pdeopt._launchers import clean_environment
 from pdeopt.bench import BENCHES, case
 
+pytestmark = pytest.mark.alone
+
 TOY_BENCH = """
 from pdeopt.bench.harness import BenchResult, Target, say
-
-pytestmark = pytest.mark.alone
 
 def run(settings, comm):
     from petsc4py import PETSc

@@ -14,6 +14,8 @@ from pdeopt.bench import case, harness, machine, record, table
 from pdeopt.parallel import on_root
 from pdeopt.report import InputError
 
+pytestmark = pytest.mark.alone
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMM = MPI.COMM_WORLD
 
@@ -21,8 +23,6 @@ COMM = MPI.COMM_WORLD
 
 CASES = """
 import numpy as np
-
-pytestmark = pytest.mark.alone
 
 def sizes(comm, mebibytes):
     block = np.ones(int(mebibytes * 2**17))

@@ -11,6 +11,8 @@ from pdeopt._launchers import clean_environment
 from pdeopt.relaxation import launch, overlay
 from pdeopt.report import InputError, OptionError
 
+pytestmark = pytest.mark.alone
+
 # A tridiagonal system of 60 unknowns, on which the iteration counts of the methods differ.
 HEAD = """
 import sys
@@ -18,8 +20,6 @@ from mpi4py import MPI
 import petsc4py
 petsc4py.init(sys.argv)
 from petsc4py import PETSc
-
-pytestmark = pytest.mark.alone
 
 def matrix(n=60):
     A = PETSc.Mat().createAIJ((n, n), nnz=3)
