@@ -56,9 +56,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.unregister(name="terminalreporter")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse what mpi-pytest would silently run as another test, or not at all."""
+    """Refuse what mpi-pytest would silently run as another test, or not at all; keep training in one process.
+
+    A worker of pytest-xdist that began to train after hundreds of other tests died without a word, twice.
+    """
     for item in items:
+        if item.path.parent.name == "learn":
+            item.add_marker("alone")
         if item.get_closest_marker("parallel") and getattr(item, "cls", None) is not None:
             raise pytest.UsageError(f"{item.nodeid}: a parallel test has to be a function of its module, not a method")
 
