@@ -12,14 +12,22 @@ from pdeopt.problems import ConductivityRecords, make_records
 
 WORLD = MPI.COMM_WORLD
 SETTINGS = TrainerSettings(learning_rate=0.05, epochs=3, batch_size=2, seed=4, progress=False)
+# On several ranks MUMPS adds what arrives first: on a busy machine 5 of 12 equal trainings ended in other last bits.
+REPEATABLE = {"ksp_type": "gmres", "ksp_rtol": 1e-13, "pc_type": "bjacobi", "sub_pc_type": "lu"}
 
 
-def train(comm, mode, records, settings=SETTINGS, trainer_comm=WORLD):
+def train(comm, mode, records, settings=SETTINGS, trainer_comm=WORLD, petsc_options=None):
     """Train with solves on one communicator, the samples shared by another; return the weights and the report."""
     model = ConductivityRecords(comm, 16)
     network = torch.nn.Sequential(mlp(1, 1, width=4, depth=1, seed=2), Positive(0.05))
     k = NetworkCoefficient(network, model.temperature, quadrature_degree=2)
-    layer = PDELayer(model.residual(k, degree=2), model.temperature, model.bcs, controls=[model.loads])
+    layer = PDELayer(
+        model.residual(k, degree=2),
+        model.temperature,
+        model.bcs,
+        controls=[model.loads],
+        petsc_options=petsc_options,
+    )
 
     def loss(_, batch):
         given, measured = batch
@@ -43,7 +51,7 @@ def test_sharing_samples_and_sharing_solves_give_the_same_weights():
 
 
 @pytest.mark.parallel([1, 2])
-def test_a_training_through_an_equation_resumes_where_it_stopped(shared_tmp_path):
+def test_a_training_through_an_equation_resumes_bit_for_bit(shared_tmp_path):
     loads, readings, _ = make_records(WORLD, 2, 0.01)
     records = (torch.from_numpy(loads), torch.from_numpy(readings))
 
@@ -52,12 +60,8 @@ def test_a_training_through_an_equation_resumes_where_it_stopped(shared_tmp_path
             learning_rate=0.05, epochs=epochs, progress=False, checkpoint=shared_tmp_path / name, checkpoint_epochs=1
         )
 
-    whole, report = train(WORLD, "pde_parallel", records, settings(4, "whole"))
-    train(WORLD, "pde_parallel", records, settings(2, "halves"))
-    resumed, rest = train(WORLD, "pde_parallel", records, settings(4, "halves"))
-    if WORLD.size == 1:
-        assert torch.equal(whole, resumed)
-        assert np.array_equal(report.training_losses, rest.training_losses)
-    else:  # MUMPS adds what arrives first: on a busy machine its factors differ in the last bits from run to run
-        assert torch.allclose(whole, resumed, rtol=1e-12, atol=1e-12)
-        assert np.allclose(report.training_losses, rest.training_losses, rtol=1e-10, atol=0.0)
+    whole, report = train(WORLD, "pde_parallel", records, settings(4, "whole"), petsc_options=REPEATABLE)
+    train(WORLD, "pde_parallel", records, settings(2, "halves"), petsc_options=REPEATABLE)
+    resumed, rest = train(WORLD, "pde_parallel", records, settings(4, "halves"), petsc_options=REPEATABLE)
+    assert torch.equal(whole, resumed)
+    assert np.array_equal(report.training_losses, rest.training_losses)
