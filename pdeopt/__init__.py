@@ -41,6 +41,7 @@ _SUBPACKAGES = {
         "parallel",
         "plot",
         "problems",
+        "reduced_order",
         "relaxation",
         "report",
     )

@@ -10,7 +10,7 @@ set -eu
 group=${1:?usage: tools/bootstrap.sh demo|test|docs}
 case $group in
   demo) extras= ;;
-  test) extras='[test,adjoint,learn,rivals,remesh]' ;;
+  test) extras='[test,adjoint,learn,rivals,remesh,reduced]' ;;
   docs) extras='[docs]' ;;
   *) echo "tools/bootstrap.sh: unknown group '$group' (demo, test, docs)" >&2; exit 2 ;;
 esac

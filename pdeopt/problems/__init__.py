@@ -21,6 +21,7 @@ _PUBLIC_NAMES = {
     "LShapeControl": "pdeopt.problems.l_shape",
     "LShapePoisson": "pdeopt.problems.l_shape",
     "LinearModelProblem": "pdeopt.problems.linear",
+    "MovingSource": "pdeopt.problems.moving_source",
     "NonlinearProgram": "pdeopt.problems.nonlinear_program",
     "PublishedPoissonControl": "pdeopt.problems.published_control",
     "NavierStokesControl": "pdeopt.problems.navier_stokes_control",
