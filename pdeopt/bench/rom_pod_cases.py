@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import shutil
 import statistics
 import tempfile
 import time
@@ -58,7 +59,7 @@ def speed(comm: MPI.Comm, cells: int, count: int, modes: int, repeat: int, metho
     samples = []
     for _ in range(repeat):
         fresh = Snapshots(inner)
-        fresh._columns, fresh._count = snapshots._columns, len(snapshots)
+        fresh.extend(snapshots.columns)
         comm.Barrier()
         began = time.perf_counter()
         basis = proper_orthogonal_decomposition(fresh, modes=modes, method=method)  # type: ignore[arg-type]
@@ -73,6 +74,13 @@ def speed(comm: MPI.Comm, cells: int, count: int, modes: int, repeat: int, metho
         "loss of orthogonality": orthogonality_loss(basis),
         "last singular value over first": float(basis.singular_values[basis.size - 1] / basis.singular_values[0]),
     }
+
+
+def on_three_ranks(
+    comm: MPI.Comm, cells: int, count: int, modes: int, saved_cells: int, saved_modes: int, seed: int
+) -> Row:
+    """Decompose on one, two and three ranks, and move a basis between them. Collective: yes, three ranks."""
+    return subspaces(comm, cells, count, modes, seed) | between_ranks(comm, saved_cells, saved_modes, seed)
 
 
 def subspaces(comm: MPI.Comm, cells: int, count: int, modes: int, seed: int) -> Row:
@@ -116,35 +124,31 @@ def _in_order_of_places(basis: Basis) -> Array:
     return np.asarray(modes[np.lexsort(np.round(1e9 * places).T)])
 
 
-def between_ranks(comm: MPI.Comm, cells: int, seed: int) -> Row:
+def between_ranks(comm: MPI.Comm, cells: int, modes: int, seed: int) -> Row:
     """Save a basis on two ranks and read it on one and three: coordinates of the same fields. Collective: yes."""
     folder = on_root(comm, lambda: tempfile.mkdtemp(prefix="pdeopt-basis-"))
     place = pathlib.Path(folder, "basis")
     part, expected = comm.Split(int(comm.rank < 2)), None
     if comm.rank < 2:
         inner = h1_of_square(part, cells)
-        basis = proper_orthogonal_decomposition(bumps(inner, 60, "offline", seed), modes=20)
+        basis = proper_orthogonal_decomposition(bumps(inner, 60, "offline", seed), modes=modes)
         save_basis(place, basis)
         expected = basis.coordinates(bumps(inner, 10, "online", seed).columns)
     expected = comm.bcast(expected)
     part.Free()
-    row: Row = {"modes": expected.shape[0]}
+    row: Row = {"modes saved": modes}
     for ranks, online in ((1, MPI.COMM_SELF), (3, comm)):
         inner = h1_of_square(online, cells)
         began = time.perf_counter()
         basis, _ = load_basis(place, inner)
-        row[f"{ranks} ranks: seconds to load"] = time.perf_counter() - began
+        row[f"2 -> {ranks} ranks: seconds to load"] = time.perf_counter() - began
         found = basis.coordinates(bumps(inner, 10, "online", seed).columns)
-        row[f"{ranks} ranks: coordinates differ by"] = float(np.abs(found - expected).max() / np.abs(expected).max())
+        row[f"2 -> {ranks} ranks: coordinates differ by"] = float(
+            np.abs(found - expected).max() / np.abs(expected).max()
+        )
     comm.Barrier()
-    on_root(comm, lambda: _remove(folder))
+    on_root(comm, lambda: shutil.rmtree(folder, ignore_errors=True))
     return row
-
-
-def _remove(folder: str) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def beside_pymor(comm: MPI.Comm, cells: int, modes: int, repeat: int, seed: int) -> Row:
@@ -161,8 +165,8 @@ def beside_pymor(comm: MPI.Comm, cells: int, modes: int, repeat: int, seed: int)
     array = spaces(inner.owned).from_numpy(np.array(snapshots.columns))
 
     def ours() -> Basis:
-        fresh = Snapshots(inner)
-        fresh._columns, fresh._count = snapshots._columns, len(snapshots)
+        fresh = Snapshots(inner)  # whose Gram matrix is not known yet
+        fresh.extend(snapshots.columns)
         return proper_orthogonal_decomposition(fresh, modes=modes)
 
     def theirs() -> Basis:
