@@ -6,8 +6,16 @@ from typing import Any
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
     "Basis": "pdeopt.reduced_order.basis",
+    "Completion": "pdeopt.reduced_order.gappy",
+    "IncrementalDecomposition": "pdeopt.reduced_order.incremental",
     "InnerProduct": "pdeopt.reduced_order.inner_product",
+    "ReducedDeflation": "pdeopt.reduced_order.deflation",
     "ReducedSystem": "pdeopt.reduced_order.system",
+    "Snapshots": "pdeopt.reduced_order.snapshots",
+    "complete_snapshots": "pdeopt.reduced_order.gappy",
+    "load_basis": "pdeopt.reduced_order.checkpoint",
+    "proper_orthogonal_decomposition": "pdeopt.reduced_order.pod",
+    "save_basis": "pdeopt.reduced_order.checkpoint",
 }
 
 __all__ = list(_PUBLIC_NAMES)
