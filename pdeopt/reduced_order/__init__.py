@@ -6,8 +6,15 @@ from typing import Any
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
     "Basis": "pdeopt.reduced_order.basis",
+    "BasisClassifier": "pdeopt.reduced_order.classifier",
+    "CheckedChoice": "pdeopt.reduced_order.classifier",
+    "Clustering": "pdeopt.reduced_order.clustering",
+    "Gain": "pdeopt.reduced_order.gain",
     "InnerProduct": "pdeopt.reduced_order.inner_product",
+    "LocalBases": "pdeopt.reduced_order.local",
     "ReducedSystem": "pdeopt.reduced_order.system",
+    "cluster": "pdeopt.reduced_order.clustering",
+    "predicted_gain": "pdeopt.reduced_order.gain",
 }
 
 __all__ = list(_PUBLIC_NAMES)
