@@ -9,12 +9,20 @@ _PUBLIC_NAMES = {
     "BasisClassifier": "pdeopt.reduced_order.classifier",
     "CheckedChoice": "pdeopt.reduced_order.classifier",
     "Clustering": "pdeopt.reduced_order.clustering",
+    "Completion": "pdeopt.reduced_order.gappy",
     "Gain": "pdeopt.reduced_order.gain",
+    "IncrementalDecomposition": "pdeopt.reduced_order.incremental",
     "InnerProduct": "pdeopt.reduced_order.inner_product",
     "LocalBases": "pdeopt.reduced_order.local",
+    "ReducedDeflation": "pdeopt.reduced_order.deflation",
     "ReducedSystem": "pdeopt.reduced_order.system",
+    "Snapshots": "pdeopt.reduced_order.snapshots",
     "cluster": "pdeopt.reduced_order.clustering",
+    "complete_snapshots": "pdeopt.reduced_order.gappy",
+    "load_basis": "pdeopt.reduced_order.checkpoint",
     "predicted_gain": "pdeopt.reduced_order.gain",
+    "proper_orthogonal_decomposition": "pdeopt.reduced_order.pod",
+    "save_basis": "pdeopt.reduced_order.checkpoint",
 }
 
 __all__ = list(_PUBLIC_NAMES)

@@ -18,6 +18,8 @@ from pdeopt.report import InputError
 type Array = npt.NDArray[np.float64]
 type Integrand = Callable[[Expr, Expr], ufl.Form]
 
+_BLOCK = 40  # columns of a Gram matrix at a time
+
 
 def _l2(u: Expr, v: Expr) -> ufl.Form:
     return ufl.inner(u, v) * ufl.dx
@@ -84,10 +86,12 @@ class InnerProduct:
 
     def gram(self, left: Array, right: Array | None = None) -> Array:
         """Return the products of all pairs of fields, shape (left, right), the same on all ranks. Collective: yes."""
-        local = np.ascontiguousarray(left.T @ self._product(left if right is None else right))
+        if right is None:
+            return self._own_gram(left)
+        local = np.ascontiguousarray(left.T @ self._product(right))
         total = np.empty_like(local)
         self.comm.Allreduce(local, total)
-        return 0.5 * (total + total.T) if right is None else total
+        return total
 
     def norms(self, columns: Array) -> Array:
         """Return the norm of each field, shape (n,). Collective: yes."""
@@ -121,6 +125,18 @@ class InnerProduct:
         self.matrix.destroy()
         if self._solver is not None:
             self._solver.destroy()
+
+    def _own_gram(self, columns: Array) -> Array:
+        """Return X' M X by blocks of columns, those on and above the diagonal: half of the work, and little memory."""
+        count = columns.shape[1]
+        local = np.zeros((count, count))
+        for start in range(0, count, _BLOCK):
+            end = min(start + _BLOCK, count)
+            local[:end, start:end] = columns[:, :end].T @ self._product(columns[:, start:end])
+        total = np.empty_like(local)
+        self.comm.Allreduce(local, total)
+        upper = np.triu(total)
+        return upper + np.triu(total, 1).T
 
     def _product(self, columns: Array) -> Array:
         count = columns.shape[1]
