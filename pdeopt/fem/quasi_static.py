@@ -1,7 +1,7 @@
 """Bodies with a history under loads that change slowly: one equilibrium after another."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from petsc4py import PETSc
@@ -145,9 +145,10 @@ class NewtonEquilibrium:
         with self._errors.guard():
             self.internal.update()
         fem_petsc.assemble_vector(b, self._residual)  # type: ignore[arg-type]
-        fem_petsc.apply_lifting(b, [self._jacobian], bcs=[self.bcs], x0=[x], alpha=-1.0)
+        state = self.u.x.petsc_vec  # with its ghosts, which x lacks
+        fem_petsc.apply_lifting(b, [self._jacobian], bcs=[self.bcs], x0=[state], alpha=-1.0)
         b.ghostUpdate(addv=PETSc.InsertMode.ADD, mode=PETSc.ScatterMode.REVERSE)
-        fem_petsc.set_bc(b, self.bcs, x0=x, alpha=-1.0)
+        fem_petsc.set_bc(b, self.bcs, x0=state, alpha=-1.0)
         if self._errors.any_stored():
             b.set(np.nan)
         elif snes.getIterationNumber() == 0:
@@ -192,7 +193,7 @@ class QuasiStatic:
     time_step
         The constant of the forms that receives the length of each step [s]; None if the law has no rate.
     halvings
-        How often a step that fails is cut in half before it counts as failed.
+        How often the parts of a step are cut in half when one fails, before the step counts as failed.
 
     Attributes
     ----------
@@ -219,19 +220,29 @@ class QuasiStatic:
         self.solver.internal.reset()
         self.time = time
 
+    def restore(self, time: float, unknown: Array, history: Mapping[str, Array]) -> None:
+        """Go to a state: the time [s], the unknown and the history by name, as `march` returns them in columns.
+
+        Collective: yes.
+        """
+        self.solver.set_unknown(unknown)
+        self.solver.internal.set_state(history)
+        self.time = time
+
     def step(self, time: float) -> int:
         """Go on to a time [s] and return Newton's iterations.
 
         Raises
         ------
         ConvergenceError
-            On all ranks, if a part of the step fails although it was halved as often as allowed. The body is then at
-            the end of the last part that succeeded, which ``time`` tells.
+            On all ranks, if a part fails although it was halved as often as allowed. The body is then at the end of
+            the last part that succeeded, which ``time`` tells.
 
         Collective: yes.
         """
-        iterations, cuts, end = 0, 0, time
-        while True:
+        start, iterations, parts, done = self.time, 0, 1, 0
+        while done < parts:
+            end = time if done + 1 == parts else start + (time - start) * (done + 1) / parts
             before = self.solver.unknown()
             self.load(end)
             if self._time_step is not None:
@@ -240,16 +251,13 @@ class QuasiStatic:
                 iterations += self.solver.solve()
             except ConvergenceError as error:
                 self.solver.set_unknown(before)
-                cuts += 1
-                if cuts > self.halvings:
+                if parts == 2**self.halvings:
                     raise ConvergenceError(f"step from {self.time:g} to {end:g} s: {error}", error.report) from error
-                end = 0.5 * (self.time + end)
+                parts, done = 2 * parts, 2 * done
                 continue
             self.solver.internal.commit()
-            self.time = end
-            if end == time:
-                return iterations
-            end = time
+            self.time, done = end, done + 1
+        return iterations
 
     def march(self, times: Sequence[float] | Array) -> Trajectory:
         """Step through all times [s], which rise, and return what happened. Collective: yes."""
