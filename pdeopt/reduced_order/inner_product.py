@@ -96,8 +96,9 @@ class InnerProduct:
         self.comm.Allreduce(local, total)
         return np.sqrt(np.maximum(total, 0.0))
 
-    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
-        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
+    @property
+    def solver(self) -> PETSc.KSP:
+        """The factorised matrix M, made when it is first used. Collective: yes."""
         if self._solver is None:
             self._solver = PETSc.KSP().create(self.comm)
             self._solver.setOperators(self.matrix)
@@ -105,9 +106,23 @@ class InnerProduct:
             self._solver.getPC().setType("cholesky")
             self._solver.getPC().setFactorSolverType("mumps")
             self._solver.setErrorIfNotConverged(True)
+        return self._solver
+
+    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
+        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
         field = residual.duplicate()
-        self._solver.solve(residual, field)
+        self.solver.solve(residual, field)
         return field
+
+    def riesz_columns(self, residuals: Array) -> Array:
+        """Return the fields M^-1 r of many residuals at once, shape (owned, n). Collective: yes."""
+        right = self._dense(residuals)
+        fields = right.duplicate()
+        self.solver.matSolve(right, fields)
+        values = np.array(fields.getDenseArray(readonly=True))
+        right.destroy()
+        fields.destroy()
+        return values
 
     def dual_norm(self, residual: PETSc.Vec) -> float:
         """Return sup_v r(v) / |v|_M over the fields, sqrt(r' M^-1 r). Collective: yes."""
@@ -123,15 +138,18 @@ class InnerProduct:
             self._solver.destroy()
 
     def _product(self, columns: Array) -> Array:
-        count = columns.shape[1]
-        dense = PETSc.Mat().createDense(
-            ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, count)),
-            array=np.asfortranarray(columns, dtype=PETSc.ScalarType),
-            comm=self.comm,
-        )
-        dense.assemble()
+        dense = self._dense(columns)
         product = self.matrix.matMult(dense)
         values = np.array(product.getDenseArray(readonly=True))
         product.destroy()
         dense.destroy()
         return values
+
+    def _dense(self, columns: Array) -> PETSc.Mat:
+        dense = PETSc.Mat().createDense(
+            ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, columns.shape[1])),
+            array=np.asfortranarray(columns, dtype=PETSc.ScalarType),
+            comm=self.comm,
+        )
+        dense.assemble()
+        return dense
