@@ -6,7 +6,9 @@ from typing import Any
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
     "Basis": "pdeopt.reduced_order.basis",
+    "GradientCertificate": "pdeopt.reduced_order.gradient_error",
     "InnerProduct": "pdeopt.reduced_order.inner_product",
+    "ReducedControl": "pdeopt.reduced_order.control_model",
     "ReducedSystem": "pdeopt.reduced_order.system",
 }
 

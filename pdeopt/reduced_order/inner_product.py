@@ -96,8 +96,8 @@ class InnerProduct:
         self.comm.Allreduce(local, total)
         return np.sqrt(np.maximum(total, 0.0))
 
-    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
-        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
+    def solver(self) -> PETSc.KSP:
+        """Return a factorisation of M, owned by this object. Collective: yes."""
         if self._solver is None:
             self._solver = PETSc.KSP().create(self.comm)
             self._solver.setOperators(self.matrix)
@@ -105,8 +105,12 @@ class InnerProduct:
             self._solver.getPC().setType("cholesky")
             self._solver.getPC().setFactorSolverType("mumps")
             self._solver.setErrorIfNotConverged(True)
+        return self._solver
+
+    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
+        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
         field = residual.duplicate()
-        self._solver.solve(residual, field)
+        self.solver().solve(residual, field)
         return field
 
     def dual_norm(self, residual: PETSc.Vec) -> float:
