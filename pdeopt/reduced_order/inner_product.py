@@ -108,8 +108,9 @@ class InnerProduct:
             local[block] = np.einsum("ij,ij->j", columns[:, block], image)
         return np.sqrt(np.maximum(self._sum(local), 0.0))
 
-    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
-        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
+    @property
+    def solver(self) -> PETSc.KSP:
+        """The factorised matrix M, made when it is first used. Collective: yes."""
         if self._solver is None:
             self._solver = PETSc.KSP().create(self.comm)
             self._solver.setOperators(self.matrix)
@@ -117,9 +118,23 @@ class InnerProduct:
             self._solver.getPC().setType("cholesky")
             self._solver.getPC().setFactorSolverType("mumps")
             self._solver.setErrorIfNotConverged(True)
+        return self._solver
+
+    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
+        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
         field = residual.duplicate()
-        self._solver.solve(residual, field)
+        self.solver.solve(residual, field)
         return field
+
+    def riesz_columns(self, residuals: Array) -> Array:
+        """Return the fields M^-1 r of many residuals at once, shape (owned, n). Collective: yes."""
+        right = self._dense(residuals)
+        fields = right.duplicate()
+        self.solver.matSolve(right, fields)
+        values = np.array(fields.getDenseArray(readonly=True))
+        right.destroy()
+        fields.destroy()
+        return values
 
     def dual_norm(self, residual: PETSc.Vec) -> float:
         """Return sup_v r(v) / |v|_M over the fields, sqrt(r' M^-1 r). Collective: yes."""
@@ -148,12 +163,7 @@ class InnerProduct:
         for start in range(0, count, _BLOCK):
             block = slice(start, min(start + _BLOCK, count))
             width = block.stop - start
-            fields = PETSc.Mat().createDense(
-                ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, width)),
-                array=np.asfortranarray(columns[:, block], dtype=PETSc.ScalarType),
-                comm=self.comm,
-            )
-            fields.assemble()
+            fields = self._dense(columns[:, block])
             if product is not None and product.getSize()[1] != width:
                 product.destroy()
                 product = None
@@ -162,3 +172,12 @@ class InnerProduct:
             fields.destroy()
         if product is not None:
             product.destroy()
+
+    def _dense(self, columns: Array) -> PETSc.Mat:
+        dense = PETSc.Mat().createDense(
+            ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, columns.shape[1])),
+            array=np.asfortranarray(columns, dtype=PETSc.ScalarType),
+            comm=self.comm,
+        )
+        dense.assemble()
+        return dense
