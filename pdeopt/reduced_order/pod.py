@@ -51,7 +51,8 @@ def proper_orthogonal_decomposition(
         have no more: a mode counts if its singular value is above the method's rounding errors.
     tolerance
         As few modes as leave, in the root mean square, this part of the snapshots: the square root of the sum of the
-        remaining squared singular values over that of all. Between 0 and 1.
+        remaining squared singular values over that of all. Between 0 and 1. What the method cannot tell from rounding
+        errors does not count.
     method
         "snapshots" (Sirovich, 1987): eigenvectors of the Gram matrix, then Cholesky-QR until the modes are orthonormal
         to rounding. The fastest by far; its singular values have the absolute error eps sigma_1^2 / sigma_i, so modes
