@@ -142,17 +142,17 @@ class NewtonEquilibrium:
         self._take(x)
         with b.localForm() as local:
             local.set(0.0)
-        with self._errors.guard():
+        # An error counts if no shorter step of the line search mended it.
+        self._errors = CallbackErrors(self._comm)
+        with self._errors.guard(lambda: b.array.fill(np.nan)):
             self.internal.update()
         fem_petsc.assemble_vector(b, self._residual)  # type: ignore[arg-type]
         state = self.u.x.petsc_vec  # with its ghosts, which x lacks
         fem_petsc.apply_lifting(b, [self._jacobian], bcs=[self.bcs], x0=[state], alpha=-1.0)
         b.ghostUpdate(addv=PETSc.InsertMode.ADD, mode=PETSc.ScatterMode.REVERSE)
         fem_petsc.set_bc(b, self.bcs, x0=state, alpha=-1.0)
-        if self._errors.any_stored():
-            b.set(np.nan)
-        elif snes.getIterationNumber() == 0:
-            self._scale = max(self._scale, b.norm())
+        if snes.getIterationNumber() == 0:
+            self._scale = max(self._scale, b.norm())  # NaN is not larger
 
     def _linearise(self, _snes: PETSc.SNES, _x: PETSc.Vec, matrix: PETSc.Mat, _preconditioner: PETSc.Mat) -> None:
         # The internal variables are those of the last residual, which Newton's method took here.

@@ -113,6 +113,17 @@ def test_one_answer_on_every_rank_count():
     block.solver().solve()
     assert size(forms.owned_values(block.u)) == pytest.approx(BLOCK, rel=1e-10)
 
+    plate.driver.reset()
+    if comm.rank == comm.size - 1:
+
+        def fails():
+            raise ConvergenceError("the local equation of this rank was not solved")
+
+        plate.internal.update = fails
+    with pytest.raises(ConvergenceError, match="of this rank was not solved"):
+        plate.driver.step(0.2)
+    assert not plate.u.x.array.any()
+
 
 class Spring:
     """A solver that takes no step longer than 0.3, and remembers what it was asked."""
