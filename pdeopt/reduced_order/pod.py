@@ -156,9 +156,9 @@ def _by_slepc(snapshots: Snapshots, modes: int | None, tolerance: float | None) 
             vectors.scaleColumn(found, 1.0 / left)
             found += 1
     basis = np.empty((inner.owned, found), order="F")
-    for column in range(found):
-        with _column(vectors, column) as vector:
-            basis[:, column] = vector.array_r
+    for place in range(found):
+        with _column(vectors, place) as vector:
+            basis[:, place] = vector.array_r
     vectors.destroy()
     template.destroy()
     triangle = inner.gram(basis, columns)
