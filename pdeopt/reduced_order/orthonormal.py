@@ -73,9 +73,9 @@ def extend_orthonormal(inner: InnerProduct, basis: Array, fields: Array, floor: 
     for _ in range(8):
         for _ in range(2):  # what the first projection leaves by rounding goes with the second
             remainder = remainder - combine(basis, inner.gram(basis, remainder))
-        remainder = remainder[:, inner.norms(remainder) > floor]
-        if remainder.shape[1] == 0:
-            return basis
+            remainder = remainder[:, inner.norms(remainder) > floor]
+            if remainder.shape[1] == 0:
+                return basis
         gram = inner.gram(remainder)
         values, vectors = on_root(inner.comm, functools.partial(_eigenpairs, gram))
         kept = np.flatnonzero(values > max(_KEPT * values[-1], floor**2))[::-1]

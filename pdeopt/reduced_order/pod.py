@@ -55,10 +55,11 @@ def proper_orthogonal_decomposition(
         errors does not count.
     method
         "snapshots" (Sirovich, 1987): eigenvectors of the Gram matrix, then Cholesky-QR until the modes are orthonormal
-        to rounding. The fastest by far; its singular values have the absolute error eps sigma_1^2 / sigma_i, so modes
-        below about 1e-7 sigma_1 do not exist for it. "slepc": Gram-Schmidt of the snapshots by SLEPc, then the
-        singular value decomposition of the triangular factor, with the error eps sigma_1. "incremental": the same
-        accuracy in blocks (`IncrementalDecomposition`), faster where few modes of many snapshots are kept.
+        to rounding. The fastest by an order of magnitude; its singular values have the absolute error
+        eps sigma_1^2 / sigma_i, so modes below about 1e-7 sigma_1 do not exist for it. "slepc": Gram-Schmidt of the
+        snapshots by SLEPc, then the singular value decomposition of the triangular factor, with the error eps sigma_1.
+        "incremental": as accurate, in blocks, and fast if the rank is small (`IncrementalDecomposition`, which also
+        serves fields that are not kept).
 
     Returns
     -------
