@@ -219,7 +219,7 @@ class GradientCertificate:
 
     def _measure_constants(self) -> GradientConstants:
         system, state_solver = self._system, self._full.state_solver
-        energy, solver = self._inner_product.matrix, self._inner_product.solver()
+        energy, solver = self._inner_product.matrix, self._inner_product.solver
         free = ~system.dirichlet_mask()
         work = energy.createVecRight()
 

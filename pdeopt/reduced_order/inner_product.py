@@ -18,6 +18,8 @@ from pdeopt.report import InputError
 type Array = npt.NDArray[np.float64]
 type Integrand = Callable[[Expr, Expr], ufl.Form]
 
+_BLOCK = 40  # columns of a Gram matrix at a time
+
 
 def _l2(u: Expr, v: Expr) -> ufl.Form:
     return ufl.inner(u, v) * ufl.dx
@@ -84,10 +86,12 @@ class InnerProduct:
 
     def gram(self, left: Array, right: Array | None = None) -> Array:
         """Return the products of all pairs of fields, shape (left, right), the same on all ranks. Collective: yes."""
-        local = np.ascontiguousarray(left.T @ self._product(left if right is None else right))
+        if right is None:
+            return self._own_gram(left)
+        local = np.ascontiguousarray(left.T @ self._product(right))
         total = np.empty_like(local)
         self.comm.Allreduce(local, total)
-        return 0.5 * (total + total.T) if right is None else total
+        return total
 
     def norms(self, columns: Array) -> Array:
         """Return the norm of each field, shape (n,). Collective: yes."""
@@ -96,8 +100,9 @@ class InnerProduct:
         self.comm.Allreduce(local, total)
         return np.sqrt(np.maximum(total, 0.0))
 
+    @property
     def solver(self) -> PETSc.KSP:
-        """Return a factorisation of M, owned by this object. Collective: yes."""
+        """The factorised matrix M, made when it is first used. Collective: yes."""
         if self._solver is None:
             self._solver = PETSc.KSP().create(self.comm)
             self._solver.setOperators(self.matrix)
@@ -110,8 +115,18 @@ class InnerProduct:
     def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
         """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
         field = residual.duplicate()
-        self.solver().solve(residual, field)
+        self.solver.solve(residual, field)
         return field
+
+    def riesz_columns(self, residuals: Array) -> Array:
+        """Return the fields M^-1 r of many residuals at once, shape (owned, n). Collective: yes."""
+        right = self._dense(residuals)
+        fields = right.duplicate()
+        self.solver.matSolve(right, fields)
+        values = np.array(fields.getDenseArray(readonly=True))
+        right.destroy()
+        fields.destroy()
+        return values
 
     def dual_norm(self, residual: PETSc.Vec) -> float:
         """Return sup_v r(v) / |v|_M over the fields, sqrt(r' M^-1 r). Collective: yes."""
@@ -126,16 +141,31 @@ class InnerProduct:
         if self._solver is not None:
             self._solver.destroy()
 
-    def _product(self, columns: Array) -> Array:
+    def _own_gram(self, columns: Array) -> Array:
+        """Return X' M X by blocks of columns, those on and above the diagonal: half of the work, and little memory."""
         count = columns.shape[1]
-        dense = PETSc.Mat().createDense(
-            ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, count)),
-            array=np.asfortranarray(columns, dtype=PETSc.ScalarType),
-            comm=self.comm,
-        )
-        dense.assemble()
+        local = np.zeros((count, count))
+        for start in range(0, count, _BLOCK):
+            end = min(start + _BLOCK, count)
+            local[:end, start:end] = columns[:, :end].T @ self._product(columns[:, start:end])
+        total = np.empty_like(local)
+        self.comm.Allreduce(local, total)
+        upper = np.triu(total)
+        return upper + np.triu(total, 1).T
+
+    def _product(self, columns: Array) -> Array:
+        dense = self._dense(columns)
         product = self.matrix.matMult(dense)
         values = np.array(product.getDenseArray(readonly=True))
         product.destroy()
         dense.destroy()
         return values
+
+    def _dense(self, columns: Array) -> PETSc.Mat:
+        dense = PETSc.Mat().createDense(
+            ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, columns.shape[1])),
+            array=np.asfortranarray(columns, dtype=PETSc.ScalarType),
+            comm=self.comm,
+        )
+        dense.assemble()
+        return dense
