@@ -8,7 +8,7 @@ camber = 0.18;      // height of the mean line over the chord
 thickness = 0.26;   // greatest thickness over the chord
 edge = 0.018;       // half thickness of the trailing edge over the chord
 count = 24;         // points of each side
-size = 0.0165 * chord;
+size = 0.0125 * chord;
 
 Function HalfThickness  // of the position x along the chord, 0..1: NACA's four digits and a thick trailing edge
   half = 5 * thickness * (0.2969 * Sqrt(x) - 0.1260 * x - 0.3516 * x^2 + 0.2843 * x^3 - 0.1036 * x^4) + edge * x;

@@ -1,7 +1,7 @@
 """Bodies with a history under loads that change slowly: one equilibrium after another."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from petsc4py import PETSc
@@ -14,7 +14,7 @@ from dolfinx.fem import petsc as fem_petsc
 
 from pdeopt.fem import forms
 from pdeopt.fem.internal_variables import InternalVariables
-from pdeopt.parallel import CallbackErrors
+from pdeopt.parallel import CallbackErrors, collective_errors
 from pdeopt.report import SNES_ADVICE, ConvergenceError
 
 type Array = npt.NDArray[np.float64]
@@ -142,16 +142,17 @@ class NewtonEquilibrium:
         self._take(x)
         with b.localForm() as local:
             local.set(0.0)
-        with self._errors.guard():
+        # An error counts if no shorter step of the line search mended it.
+        self._errors = CallbackErrors(self._comm)
+        with self._errors.guard(lambda: b.array.fill(np.nan)):
             self.internal.update()
         fem_petsc.assemble_vector(b, self._residual)  # type: ignore[arg-type]
-        fem_petsc.apply_lifting(b, [self._jacobian], bcs=[self.bcs], x0=[x], alpha=-1.0)
+        state = self.u.x.petsc_vec  # with its ghosts, which x lacks
+        fem_petsc.apply_lifting(b, [self._jacobian], bcs=[self.bcs], x0=[state], alpha=-1.0)
         b.ghostUpdate(addv=PETSc.InsertMode.ADD, mode=PETSc.ScatterMode.REVERSE)
-        fem_petsc.set_bc(b, self.bcs, x0=x, alpha=-1.0)
-        if self._errors.any_stored():
-            b.set(np.nan)
-        elif snes.getIterationNumber() == 0:
-            self._scale = max(self._scale, b.norm())
+        fem_petsc.set_bc(b, self.bcs, x0=state, alpha=-1.0)
+        if snes.getIterationNumber() == 0:
+            self._scale = max(self._scale, b.norm())  # NaN is not larger
 
     def _linearise(self, _snes: PETSc.SNES, _x: PETSc.Vec, matrix: PETSc.Mat, _preconditioner: PETSc.Mat) -> None:
         # The internal variables are those of the last residual, which Newton's method took here.
@@ -192,7 +193,7 @@ class QuasiStatic:
     time_step
         The constant of the forms that receives the length of each step [s]; None if the law has no rate.
     halvings
-        How often a step that fails is cut in half before it counts as failed.
+        How often the parts of a step are cut in half when one fails, before the step counts as failed.
 
     Attributes
     ----------
@@ -219,37 +220,65 @@ class QuasiStatic:
         self.solver.internal.reset()
         self.time = time
 
+    def restore(self, time: float, unknown: Array, history: Mapping[str, Array]) -> None:
+        """Go to a state: the time [s], the unknown and the history by name, as `march` returns them in columns.
+
+        Collective: yes.
+        """
+        self.solver.set_unknown(unknown)
+        self.solver.internal.set_state(history)
+        self.time = time
+
     def step(self, time: float) -> int:
         """Go on to a time [s] and return Newton's iterations.
 
         Raises
         ------
         ConvergenceError
-            On all ranks, if a part of the step fails although it was halved as often as allowed. The body is then at
-            the end of the last part that succeeded, which ``time`` tells.
+            On all ranks, if a part fails although it was halved as often as allowed. The body is then at the end of
+            the last part that succeeded, which ``time`` tells.
 
         Collective: yes.
         """
-        iterations, cuts, end = 0, 0, time
-        while True:
+        start, iterations, parts, done = self.time, 0, 1, 0
+        while done < parts:
+            end = time if done + 1 == parts else start + (time - start) * (done + 1) / parts
             before = self.solver.unknown()
-            self.load(end)
-            if self._time_step is not None:
-                self._time_step.value = np.asarray(end - self.time)
+            self._set_load(end)
             try:
                 iterations += self.solver.solve()
             except ConvergenceError as error:
                 self.solver.set_unknown(before)
-                cuts += 1
-                if cuts > self.halvings:
+                if parts == 2**self.halvings:
                     raise ConvergenceError(f"step from {self.time:g} to {end:g} s: {error}", error.report) from error
-                end = 0.5 * (self.time + end)
+                parts, done = 2 * parts, 2 * done
                 continue
-            self.solver.internal.commit()
-            self.time = end
-            if end == time:
-                return iterations
-            end = time
+            self.accept(end)
+            done += 1
+        return iterations
+
+    def impose(self, time: float, unknown: Array) -> None:
+        """Put the body into a given state at the end of a step, without equilibrium: internal variables follow.
+
+        The history is still that of the beginning; `accept` ends the step. So a body follows another, a reduced one.
+
+        Raises
+        ------
+        ConvergenceError
+            On all ranks, if the local equation is not solved.
+
+        Collective: yes.
+        """
+        self._set_load(time)
+        self.solver.set_unknown(unknown)
+        internal = self.solver.internal
+        with collective_errors(internal.mesh.comm):
+            internal.update()
+
+    def accept(self, time: float) -> None:
+        """End the step at a time [s]: the history takes its new values. Collective: yes."""
+        self.solver.internal.commit()
+        self.time = time
 
     def march(self, times: Sequence[float] | Array) -> Trajectory:
         """Step through all times [s], which rise, and return what happened. Collective: yes."""
@@ -260,3 +289,8 @@ class QuasiStatic:
             states.append(self.solver.internal.state())
         history = {name: np.column_stack([state[name] for state in states]) for name in states[0]}
         return Trajectory(np.asarray(times, float), np.column_stack(unknowns), history, np.asarray(iterations))
+
+    def _set_load(self, time: float) -> None:
+        self.load(time)
+        if self._time_step is not None:
+            self._time_step.value = np.asarray(time - self.time)

@@ -27,12 +27,14 @@ _CONDUCTIVITY = 25.0  # W/(m K)
 _OUTER, _CHANNELS = 3000.0, 4500.0  # heat transfer coefficients, W/(m^2 K)
 _CHORD = 0.05  # m
 ZONES = ("leading edge", "suction side", "pressure side", "coolant")
-# Rises above the rest [K] at take-off of the gas along each zone and of the coolant, what of them is left in cruise,
-# and the length of take-off [s]: the range of each parameter.
-_RISES = ((900.0, 1150.0), (750.0, 950.0), (800.0, 1050.0), (350.0, 500.0))
-_CRUISE = ((0.6, 0.9), (0.6, 0.9), (0.6, 0.9), (0.7, 1.0))
+# The range of each parameter: rises above the rest [K] at take-off of the gas along each zone and of the coolant, what
+# of them there is in cruise and when the thrust is reversed, and the length of take-off [s].
+_RISES = ((950.0, 1250.0), (750.0, 1050.0), (800.0, 1100.0), (300.0, 450.0))
+_CRUISE = ((0.6, 0.9), (0.6, 0.9), (0.6, 0.9), (0.7, 1.1))
+_REVERSAL = ((0.7, 1.05), (0.7, 1.05), (0.7, 1.05), (0.8, 1.2))
 _TAKE_OFF = (60.0, 180.0)
-_FLIGHT = 3600.0  # s, until landing
+_LANDING = 3600.0  # s
+_BOUNDS = (*_RISES, *_CRUISE, *_REVERSAL, _TAKE_OFF)
 STEPS = 24
 
 
@@ -41,9 +43,10 @@ class BladeSection:
 
     The temperature is T = 300 K + sum of rise_i(t) T_i(x), where T_i is the steady temperature when the gas along one
     zone of the surface, or the coolant, is warmer by 1 K: conduction levels out within seconds, a flight takes an hour.
-    Rises go up within 30 s, stay for the take-off, go down to cruise in 60 s, stay, and return to zero within 60 s at
-    the end: shutting down stretches what take-off has squeezed. The parameters, 9 numbers, are the rises of the four
-    zones at take-off [K], the part of each that is left in cruise, and the length of the take-off [s].
+    Rises go up within 30 s, stay for the take-off, change to cruise in 60 s and stay; after an hour they change within
+    20 s to those of the reversal of the thrust, stay for 20 s and return to zero in 60 s, when what the heat squeezed
+    is stretched. The parameters, 13 numbers, are the rises of the four zones at take-off [K], the part of each that
+    there is in cruise, the same at the reversal, and the length of the take-off [s].
 
     The alloy, made up after nickel alloys, creeps: dp/dt = ((sigma - X - R) / K)^n, with Young's modulus, yield
     stress, K and n that fall with the temperature. The blade is long and free to grow: its axial strain is its mean
@@ -114,29 +117,32 @@ class BladeSection:
         self.bcs = self._held_points()
         self.solver = NewtonEquilibrium(self.residual, self.internal, self.bcs, prefix=prefix, **options)
         self.driver = QuasiStatic(self.solver, self.set_load, time_step=self._time_step)
-        self._parameter = np.array([np.mean(bounds) for bounds in (*_RISES, *_CRUISE, _TAKE_OFF)])
+        self._parameter = np.array([np.mean(bounds) for bounds in _BOUNDS])
 
     def set_parameter(self, parameter: npt.NDArray[np.float64]) -> None:
-        """Set the parameters, shape (9,). Collective: no, but all ranks must set the same."""
+        """Set the parameters, shape (13,). Collective: no, but all ranks must set the same."""
         if np.shape(parameter) != self._parameter.shape:
-            raise InputError(f"parameters of the blade have the shape {np.shape(parameter)}: give 9 numbers")
+            raise InputError(f"parameters of the blade have the shape {np.shape(parameter)}: give 13")
         self._parameter = np.array(parameter, float)
 
     def set_load(self, time: float) -> None:
         """Set the temperature of a time [s]. Collective: no."""
-        rises, cruise, take_off = self._parameter[:4], self._parameter[4:8], self._parameter[8]
-        knots = [0.0, 30.0, 30.0 + take_off, 90.0 + take_off, _FLIGHT, _FLIGHT + 60.0]
-        for zone, (rise, left) in enumerate(zip(rises, cruise, strict=True)):
-            self._rises.value[zone] = rise * np.interp(time, knots, [0.0, 1.0, 1.0, left, left, 0.0])
+        rises, cruise, reversal = self._parameter[:12].reshape(3, 4)
+        take_off = self._parameter[12]
+        knots = np.array(
+            [0.0, 30.0, 30.0 + take_off, 90.0 + take_off, *(_LANDING + np.array([0.0, 20.0, 40.0, 100.0]))]
+        )
+        for zone, (rise, left, back) in enumerate(zip(rises, cruise, reversal, strict=True)):
+            self._rises.value[zone] = rise * np.interp(time, knots, [0.0, 1.0, 1.0, left, left, back, back, 0.0])
         self._axial_strain.value = np.asarray(_EXPANSION * float(self._means @ self._rises.value))
 
     def parameters(self, count: int, stream: str, seed: int = 0) -> npt.NDArray[np.float64]:
-        """Return parameters of a named random stream, shape (count, 9), the same on all ranks. Collective: no."""
-        lower, upper = np.array((*_RISES, *_CRUISE, _TAKE_OFF)).T
+        """Return parameters of a named random stream, shape (count, 13), the same on all ranks. Collective: no."""
+        lower, upper = np.array(_BOUNDS).T
         return random_stream(stream, seed).uniform(lower, upper, size=(count, lower.size))
 
     def times(self, steps: int = STEPS) -> npt.NDArray[np.float64]:
-        """Return the ends of steps [s], shape (steps,): a quarter of them for each part of the flight.
+        """Return the ends of steps [s], shape (steps,): a quarter each for rise, take-off, cruise and landing.
 
         Raises
         ------
@@ -147,8 +153,7 @@ class BladeSection:
         """
         if steps < 4 or steps % 4:
             raise InputError(f"{steps} steps do not divide into the four parts of a flight: give a multiple of 4")
-        take_off = self._parameter[8]
-        ends = np.array([0.0, 30.0, 90.0 + take_off, _FLIGHT, _FLIGHT + 60.0])
+        ends = np.array([0.0, 30.0, 90.0 + self._parameter[12], _LANDING, _LANDING + 100.0])
         part = np.arange(1, steps // 4 + 1) / (steps // 4)
         # Creep slows down: in cruise each step is longer than the one before.
         shapes = (part, part, part**2, part)
@@ -227,7 +232,7 @@ def _alloy(mesh: dolfinx.mesh.Mesh[Any], rise: Expr) -> VonMisesMaterial:
     return VonMisesMaterial(
         young=falling(210e9, 130e9),
         poisson=0.3,
-        yield_stress=falling(500e6, 60e6),
+        yield_stress=falling(350e6, 50e6),
         stress_scale=300e6,
         hardening=LinearHardening(1e9),
         kinematic=KinematicHardening(falling(40e9, 15e9), recall=200.0),

@@ -7,7 +7,7 @@ import numpy as np
 from pdeopt.parallel import on_root
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.inner_product import Array, InnerProduct
-from pdeopt.reduced_order.orthonormal import extend_orthonormal, orthonormalise
+from pdeopt.reduced_order.orthonormal import combine, extend_orthonormal, orthonormalise
 from pdeopt.report import InputError
 
 BLOCK = 32  # fields in an update: enough for matrix products at full speed
@@ -76,5 +76,5 @@ class IncrementalDecomposition:
         tails = np.sqrt(np.append(np.cumsum(values[::-1] ** 2)[::-1], 0.0))
         kept = int(np.argmax(tails <= self.truncation * math.sqrt(self.energy)))
         self.dropped += float(tails[kept])
-        self.modes = basis @ np.asfortranarray(vectors[:, :kept])
+        self.modes = combine(basis, vectors[:, :kept])
         self.singular_values = values[:kept]

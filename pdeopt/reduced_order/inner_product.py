@@ -1,6 +1,6 @@
 """The inner product in which snapshots are compared, modes are orthonormal and errors are measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mpi4py import MPI
@@ -18,7 +18,7 @@ from pdeopt.report import InputError
 type Array = npt.NDArray[np.float64]
 type Integrand = Callable[[Expr, Expr], ufl.Form]
 
-_BLOCK = 40  # columns of a Gram matrix at a time
+_BLOCK = 40  # columns multiplied at a time
 
 
 def _l2(u: Expr, v: Expr) -> ufl.Form:
@@ -82,23 +82,31 @@ class InnerProduct:
 
     def apply(self, columns: Array) -> Array:
         """Return M times fields, shape (owned, n). Collective: yes."""
-        return self._product(columns)
+        images = np.empty(columns.shape, order="F")
+        for block, image in self._images(columns):
+            images[:, block] = image
+        return images
 
     def gram(self, left: Array, right: Array | None = None) -> Array:
         """Return the products of all pairs of fields, shape (left, right), the same on all ranks. Collective: yes."""
         if right is None:
-            return self._own_gram(left)
-        local = np.ascontiguousarray(left.T @ self._product(right))
-        total = np.empty_like(local)
-        self.comm.Allreduce(local, total)
-        return total
+            # The blocks on and above the diagonal say all: half of the work.
+            local = np.zeros((left.shape[1], left.shape[1]))
+            for block, image in self._images(left):
+                local[: block.stop, block] = left[:, : block.stop].T @ image
+            upper = np.triu(self._sum(local))
+            return upper + np.triu(upper, 1).T
+        local = np.empty((left.shape[1], right.shape[1]))
+        for block, image in self._images(right):
+            local[:, block] = left.T @ image
+        return self._sum(local)
 
     def norms(self, columns: Array) -> Array:
         """Return the norm of each field, shape (n,). Collective: yes."""
-        local = np.einsum("ij,ij->j", columns, self._product(columns))
-        total = np.empty_like(local)
-        self.comm.Allreduce(local, total)
-        return np.sqrt(np.maximum(total, 0.0))
+        local = np.empty(columns.shape[1])
+        for block, image in self._images(columns):
+            local[block] = np.einsum("ij,ij->j", columns[:, block], image)
+        return np.sqrt(np.maximum(self._sum(local), 0.0))
 
     @property
     def solver(self) -> PETSc.KSP:
@@ -141,25 +149,29 @@ class InnerProduct:
         if self._solver is not None:
             self._solver.destroy()
 
-    def _own_gram(self, columns: Array) -> Array:
-        """Return X' M X by blocks of columns, those on and above the diagonal: half of the work, and little memory."""
-        count = columns.shape[1]
-        local = np.zeros((count, count))
-        for start in range(0, count, _BLOCK):
-            end = min(start + _BLOCK, count)
-            local[:end, start:end] = columns[:, :end].T @ self._product(columns[:, start:end])
+    def _sum(self, local: Array) -> Array:
         total = np.empty_like(local)
         self.comm.Allreduce(local, total)
-        upper = np.triu(total)
-        return upper + np.triu(total, 1).T
+        return total
 
-    def _product(self, columns: Array) -> Array:
-        dense = self._dense(columns)
-        product = self.matrix.matMult(dense)
-        values = np.array(product.getDenseArray(readonly=True))
-        product.destroy()
-        dense.destroy()
-        return values
+    def _images(self, columns: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield M times some columns at a time, in memory that the next ones overwrite: to allocate costs as much.
+
+        Collective: yes.
+        """
+        count, product = columns.shape[1], None
+        for start in range(0, count, _BLOCK):
+            block = slice(start, min(start + _BLOCK, count))
+            width = block.stop - start
+            fields = self._dense(columns[:, block])
+            if product is not None and product.getSize()[1] != width:
+                product.destroy()
+                product = None
+            product = self.matrix.matMult(fields, product)
+            yield block, product.getDenseArray(readonly=True)
+            fields.destroy()
+        if product is not None:
+            product.destroy()
 
     def _dense(self, columns: Array) -> PETSc.Mat:
         dense = PETSc.Mat().createDense(

@@ -62,7 +62,7 @@ def cell_degrees_of_freedom(space: fem.FunctionSpace[Any]) -> np.ndarray:
     """Return the local degrees of freedom of each local cell, block size included, shape (cells, n). Collective: no."""
     block = space.dofmap.index_map_bs
     nodes = space.dofmap.list
-    return (nodes[:, :, None] * block + np.arange(block)).reshape(nodes.shape[0], -1)
+    return (nodes[:, :, None] * block + np.arange(block)).reshape(len(nodes), nodes.shape[1] * block)
 
 
 def interpolate(target: fem.Function[Any], source: fem.Function[Any]) -> None:

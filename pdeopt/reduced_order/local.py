@@ -68,9 +68,11 @@ class LocalBases:
         nonzero = snapshots.norms() > 0.0 if relative else np.full(len(snapshots), True)
         bases = []
         for label in range(clustering.count):
-            items = clustering.members(label, overlap=overlap, at_least=modes if trajectories is None else 1)
-            chosen = np.concatenate([groups[item] for item in items])
-            part = snapshots.subset(chosen[nonzero[chosen]])
+            chosen = np.concatenate([groups[item] for item in clustering.members(label, overlap=overlap)])
+            wanted = max(chosen.size, modes)
+            if trajectories is None:  # from the nearest on, since zero snapshots may be among them
+                chosen = clustering.members(label, at_least=len(snapshots))
+            part = snapshots.subset(chosen[nonzero[chosen]][:wanted])
             bases.append(proper_orthogonal_decomposition(part.normalised() if relative else part, modes=modes))
         self.bases: tuple[Basis, ...] = tuple(bases)
 

@@ -14,6 +14,11 @@ from pdeopt.report import InputError
 _KEPT = 1e-12
 
 
+def combine(fields: Array, factors: Array) -> Array:
+    """Return combinations of fields, shape (owned, r) column by column in memory, by factors (n, r). Collective: no."""
+    return np.asarray((factors.T @ fields.T).T)
+
+
 def orthonormalise(inner: InnerProduct, fields: Array) -> Array:
     """Return fields with the same span, one after the other, and Phi' M Phi = I to rounding.
 
@@ -41,7 +46,7 @@ def orthonormalise(inner: InnerProduct, fields: Array) -> Array:
             return fields
         scale = 1.0 / np.sqrt(np.diag(gram))
         factor = on_root(inner.comm, functools.partial(_inverse_factor, gram * np.outer(scale, scale)))
-        fields = fields @ np.asfortranarray(scale[:, None] * factor)
+        fields = combine(fields, scale[:, None] * factor)
     raise InputError(f"{fields.shape[1]} fields are linearly dependent, or nearly so: leave some of them out")
 
 
@@ -67,15 +72,15 @@ def extend_orthonormal(inner: InnerProduct, basis: Array, fields: Array, floor: 
     remainder = fields
     for _ in range(8):
         for _ in range(2):  # what the first projection leaves by rounding goes with the second
-            remainder = remainder - basis @ inner.gram(basis, remainder)
-        remainder = remainder[:, inner.norms(remainder) > floor]
-        if remainder.shape[1] == 0:
-            return basis
+            remainder = remainder - combine(basis, inner.gram(basis, remainder))
+            remainder = remainder[:, inner.norms(remainder) > floor]
+            if remainder.shape[1] == 0:
+                return basis
         gram = inner.gram(remainder)
         values, vectors = on_root(inner.comm, functools.partial(_eigenpairs, gram))
         kept = np.flatnonzero(values > max(_KEPT * values[-1], floor**2))[::-1]
-        new = remainder @ np.asfortranarray(vectors[:, kept] / np.sqrt(values[kept]))
-        new = orthonormalise(inner, new - basis @ inner.gram(basis, new))
+        new = combine(remainder, vectors[:, kept] / np.sqrt(values[kept]))
+        new = orthonormalise(inner, new - combine(basis, inner.gram(basis, new)))
         basis = np.asfortranarray(np.hstack([basis, new]))
     raise InputError(f"what is left of the fields stays above {floor:.3g}: it is below their rounding errors; raise it")
 

@@ -1,6 +1,7 @@
 """Proper orthogonal decomposition: the modes that, for their number, approximate snapshots best in the mean square."""
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Literal
@@ -14,8 +15,8 @@ from pdeopt.fem.forms import log_event
 from pdeopt.parallel import on_root, random_stream
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.incremental import IncrementalDecomposition
-from pdeopt.reduced_order.inner_product import Array, InnerProduct
-from pdeopt.reduced_order.orthonormal import orthonormalise
+from pdeopt.reduced_order.inner_product import Array
+from pdeopt.reduced_order.orthonormal import combine, orthonormalise
 from pdeopt.reduced_order.snapshots import Snapshots
 from pdeopt.report import InputError
 
@@ -50,13 +51,15 @@ def proper_orthogonal_decomposition(
         have no more: a mode counts if its singular value is above the method's rounding errors.
     tolerance
         As few modes as leave, in the root mean square, this part of the snapshots: the square root of the sum of the
-        remaining squared singular values over that of all. Between 0 and 1.
+        remaining squared singular values over that of all. Between 0 and 1. What the method cannot tell from rounding
+        errors does not count.
     method
         "snapshots" (Sirovich, 1987): eigenvectors of the Gram matrix, then Cholesky-QR until the modes are orthonormal
-        to rounding. The fastest by far; its singular values have the absolute error eps sigma_1^2 / sigma_i, so modes
-        below about 1e-7 sigma_1 do not exist for it. "slepc": Gram-Schmidt of the snapshots by SLEPc, then the
-        singular value decomposition of the triangular factor, with the error eps sigma_1. "incremental": the same
-        accuracy in blocks (`IncrementalDecomposition`), faster where few modes of many snapshots are kept.
+        to rounding. The fastest by an order of magnitude; its singular values have the absolute error
+        eps sigma_1^2 / sigma_i, so modes below about 1e-7 sigma_1 do not exist for it. "slepc": Gram-Schmidt of the
+        snapshots by SLEPc, then the singular value decomposition of the triangular factor, with the error eps sigma_1.
+        "incremental": as accurate, in blocks, and fast if the rank is small (`IncrementalDecomposition`, which also
+        serves fields that are not kept).
 
     Returns
     -------
@@ -107,12 +110,14 @@ def _size(singular_values: Array, modes: int | None, tolerance: float | None, sn
     return min(modes, size)
 
 
-def _finish(inner: InnerProduct, fields: Array, singular_values: Array, snapshots: Snapshots) -> Basis:
-    """Make modes orthonormal to rounding and give them their signs. Collective: yes."""
-    fields = orthonormalise(inner, fields)
-    mixture = snapshots.columns @ random_stream("signs of modes").standard_normal(len(snapshots))
-    signs = np.where(inner.gram(fields, mixture[:, None])[:, 0] < 0.0, -1.0, 1.0)
-    return Basis(inner, fields * signs, singular_values)
+def _signs(products: Array) -> Array:
+    """Return the signs that make the products of modes with `_mixture` positive."""
+    return np.where(products < 0.0, -1.0, 1.0)
+
+
+def _mixture(count: int) -> Array:
+    """Return the coefficients of a combination of snapshots that has a part in every mode, whatever their symmetry."""
+    return random_stream("signs of modes").standard_normal(count)
 
 
 def _by_snapshots(snapshots: Snapshots, modes: int | None, tolerance: float | None) -> Basis:
@@ -121,8 +126,9 @@ def _by_snapshots(snapshots: Snapshots, modes: int | None, tolerance: float | No
     values, vectors = on_root(snapshots.comm, lambda: _falling_eigenpairs(gram))
     singular_values = np.sqrt(values)
     size = _size(singular_values, modes, tolerance, snapshots)
-    fields = snapshots.columns @ np.asfortranarray(vectors[:, :size] / singular_values[:size])
-    return _finish(snapshots.inner_product, fields, singular_values, snapshots)
+    factors = vectors[:, :size] / singular_values[:size] * _signs(_mixture(len(snapshots)) @ vectors[:, :size])
+    inner = snapshots.inner_product
+    return Basis(inner, orthonormalise(inner, combine(snapshots.columns, factors)), singular_values)
 
 
 def _falling_eigenpairs(gram: Array) -> tuple[Array, Array]:
@@ -142,23 +148,26 @@ def _by_slepc(snapshots: Snapshots, modes: int | None, tolerance: float | None) 
     vectors.setSizesFromVec(template, len(snapshots))
     vectors.setType(SLEPc.BV.Type.CONTIGUOUS)
     vectors.setMatrix(inner.matrix, False)
-    found: list[Array] = []
+    found = 0
     for column in np.flatnonzero(norms > 0.0):
-        vectors.setActiveColumns(0, len(found) + 1)
-        with _column(vectors, len(found)) as target:
+        vectors.setActiveColumns(0, found + 1)
+        with _column(vectors, found) as target:
             target.array[:] = columns[:, column]
-        left, _ = vectors.orthogonalizeColumn(len(found))
+        left, _ = vectors.orthogonalizeColumn(found)
         if left > _ROUNDING * norms.max():
-            vectors.scaleColumn(len(found), 1.0 / left)
-            with _column(vectors, len(found)) as target:
-                found.append(target.array_r.copy())
+            vectors.scaleColumn(found, 1.0 / left)
+            found += 1
+    basis = np.empty((inner.owned, found), order="F")
+    for place in range(found):
+        with _column(vectors, place) as vector:
+            basis[:, place] = vector.array_r
     vectors.destroy()
     template.destroy()
-    basis = np.asfortranarray(np.array(found).reshape(len(found), inner.owned).T)
     triangle = inner.gram(basis, columns)
     left_vectors, values = on_root(snapshots.comm, lambda: np.linalg.svd(triangle, full_matrices=False)[:2])
     size = _size(values, modes, tolerance, snapshots)
-    return _finish(inner, basis @ np.asfortranarray(left_vectors[:, :size]), values, snapshots)
+    factors = left_vectors[:, :size] * _signs(triangle @ _mixture(len(snapshots)) @ left_vectors[:, :size])
+    return Basis(inner, orthonormalise(inner, combine(basis, factors)), values)
 
 
 @contextlib.contextmanager
@@ -172,9 +181,10 @@ def _by_increments(snapshots: Snapshots, modes: int | None, tolerance: float | N
     truncation = _TRUNCATION if tolerance is None else min(_TRUNCATION, 0.01 * tolerance)
     decomposition = IncrementalDecomposition(snapshots.inner_product, truncation)
     decomposition.update(snapshots.columns)
-    singular_values = decomposition.singular_values
-    size = _size(singular_values, modes, tolerance, snapshots)
-    return _finish(snapshots.inner_product, decomposition.modes[:, :size], singular_values, snapshots)
+    size = _size(decomposition.singular_values, modes, tolerance, snapshots)
+    basis = decomposition.basis(size)
+    mixture = snapshots.columns @ _mixture(len(snapshots))
+    return dataclasses.replace(basis, modes=basis.modes * _signs(basis.coordinates(mixture[:, None])[:, 0]))
 
 
 _METHODS = {"snapshots": _by_snapshots, "slepc": _by_slepc, "incremental": _by_increments}

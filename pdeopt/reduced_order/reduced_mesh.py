@@ -10,6 +10,7 @@ from dolfinx import fem
 from ufl.algorithms import expand_derivatives
 from ufl.core.expr import Expr
 from ufl.corealg.traversal import traverse_unique_terminals
+from ufl.domain import extract_unique_domain
 from ufl.geometry import GeometricQuantity
 
 from pdeopt.fem import forms
@@ -164,7 +165,7 @@ class ReducedMesh:
             subspace = self.field_restriction(terminal.ufl_function_space()).subspace
             return ufl.Argument(subspace, terminal.number(), terminal.part())
         if isinstance(terminal, GeometricQuantity):
-            if terminal.ufl_domain() != self.mesh.ufl_domain():
+            if extract_unique_domain(terminal) != self.mesh.ufl_domain():
                 raise InputError(f"{terminal} is on another mesh than the cubature")
             return type(terminal)(self.submesh.ufl_domain())
         return terminal
@@ -207,8 +208,8 @@ class ReducedMesh:
 
     def _check_cells(self) -> None:
         """Verify that both meshes number the vertices of a cell alike."""
-        nodes = self.submesh.geometry.x[self.submesh.geometry.dofmap]
-        if not np.array_equal(nodes, self.mesh.geometry.x[self.mesh.geometry.dofmap[self.cells]]):
+        nodes = self.submesh.geometry.x[self.submesh.geometry.dofmaps[0]]
+        if not np.array_equal(nodes, self.mesh.geometry.x[self.mesh.geometry.dofmaps[0][self.cells]]):
             raise InputError("the mesh and its submesh number the vertices of a cell differently: report this mesh")
 
 

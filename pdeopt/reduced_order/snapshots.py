@@ -106,11 +106,13 @@ class Snapshots:
         return np.sqrt(np.maximum(np.diag(self.gram()), 0.0))
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> "Snapshots":
-        """Return copies of some of the fields, in the order given; the Gram matrix goes with them. Collective: no."""
+        """Return copies of some of the fields in the order given, and of a known Gram matrix. Collective: no."""
         chosen = np.asarray(indices, dtype=np.intp)
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < self._count):
             raise InputError(f"a subset asks for snapshots up to {chosen.max()}: there are {self._count}, from 0")
-        return self._copy(self.columns[:, chosen], chosen, self._gram[np.ix_(chosen, chosen)])
+        known = len(self._gram) == self._count
+        gram = self._gram[np.ix_(chosen, chosen)] if known else np.empty((0, 0))
+        return self._copy(self.columns[:, chosen], chosen, gram)
 
     def normalised(self) -> "Snapshots":
         """Return the fields divided by their norms.

@@ -18,14 +18,14 @@ VALUES = {"cells": np.array([7, 3, 11]), "weights": np.array([0.1, 1e-300, 1 / 3
 
 @pytest.mark.parallel([3])
 def test_offline_on_two_ranks_online_on_one_and_three(shared_tmp_path):
-    for element in ("P1", "P2 vector", "Nedelec"):
+    for element in ("P2 vector", "Nedelec"):
         place = shared_tmp_path / element
         form = "l2" if element == "Nedelec" else "h1"
         part = COMM.Split(int(COMM.rank < 2))
         expected = None
         if COMM.rank < 2:
             inner = basis_cases.inner_product(element, cells=4, form=form, comm=part)
-            basis = proper_orthogonal_decomposition(basis_cases.bumps(inner, 8), modes=4)
+            basis = proper_orthogonal_decomposition(basis_cases.bumps(inner, 6), modes=3)
             save_basis(place, basis, VALUES)
             query = basis_cases.bumps(inner, 3, seed=5).columns
             expected = basis.coordinates(query), basis.singular_values
