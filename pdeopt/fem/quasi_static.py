@@ -14,7 +14,7 @@ from dolfinx.fem import petsc as fem_petsc
 
 from pdeopt.fem import forms
 from pdeopt.fem.internal_variables import InternalVariables
-from pdeopt.parallel import CallbackErrors
+from pdeopt.parallel import CallbackErrors, collective_errors
 from pdeopt.report import SNES_ADVICE, ConvergenceError
 
 type Array = npt.NDArray[np.float64]
@@ -142,17 +142,17 @@ class NewtonEquilibrium:
         self._take(x)
         with b.localForm() as local:
             local.set(0.0)
-        with self._errors.guard():
+        # An error counts if no shorter step of the line search mended it.
+        self._errors = CallbackErrors(self._comm)
+        with self._errors.guard(lambda: b.array.fill(np.nan)):
             self.internal.update()
         fem_petsc.assemble_vector(b, self._residual)  # type: ignore[arg-type]
         state = self.u.x.petsc_vec  # with its ghosts, which x lacks
         fem_petsc.apply_lifting(b, [self._jacobian], bcs=[self.bcs], x0=[state], alpha=-1.0)
         b.ghostUpdate(addv=PETSc.InsertMode.ADD, mode=PETSc.ScatterMode.REVERSE)
         fem_petsc.set_bc(b, self.bcs, x0=state, alpha=-1.0)
-        if self._errors.any_stored():
-            b.set(np.nan)
-        elif snes.getIterationNumber() == 0:
-            self._scale = max(self._scale, b.norm())
+        if snes.getIterationNumber() == 0:
+            self._scale = max(self._scale, b.norm())  # NaN is not larger
 
     def _linearise(self, _snes: PETSc.SNES, _x: PETSc.Vec, matrix: PETSc.Mat, _preconditioner: PETSc.Mat) -> None:
         # The internal variables are those of the last residual, which Newton's method took here.
@@ -244,9 +244,7 @@ class QuasiStatic:
         while done < parts:
             end = time if done + 1 == parts else start + (time - start) * (done + 1) / parts
             before = self.solver.unknown()
-            self.load(end)
-            if self._time_step is not None:
-                self._time_step.value = np.asarray(end - self.time)
+            self._set_load(end)
             try:
                 iterations += self.solver.solve()
             except ConvergenceError as error:
@@ -255,9 +253,32 @@ class QuasiStatic:
                     raise ConvergenceError(f"step from {self.time:g} to {end:g} s: {error}", error.report) from error
                 parts, done = 2 * parts, 2 * done
                 continue
-            self.solver.internal.commit()
-            self.time, done = end, done + 1
+            self.accept(end)
+            done += 1
         return iterations
+
+    def impose(self, time: float, unknown: Array) -> None:
+        """Put the body into a given state at the end of a step, without equilibrium: internal variables follow.
+
+        The history is still that of the beginning; `accept` ends the step. So a body follows another, a reduced one.
+
+        Raises
+        ------
+        ConvergenceError
+            On all ranks, if the local equation is not solved.
+
+        Collective: yes.
+        """
+        self._set_load(time)
+        self.solver.set_unknown(unknown)
+        internal = self.solver.internal
+        with collective_errors(internal.mesh.comm):
+            internal.update()
+
+    def accept(self, time: float) -> None:
+        """End the step at a time [s]: the history takes its new values. Collective: yes."""
+        self.solver.internal.commit()
+        self.time = time
 
     def march(self, times: Sequence[float] | Array) -> Trajectory:
         """Step through all times [s], which rise, and return what happened. Collective: yes."""
@@ -268,3 +289,8 @@ class QuasiStatic:
             states.append(self.solver.internal.state())
         history = {name: np.column_stack([state[name] for state in states]) for name in states[0]}
         return Trajectory(np.asarray(times, float), np.column_stack(unknowns), history, np.asarray(iterations))
+
+    def _set_load(self, time: float) -> None:
+        self.load(time)
+        if self._time_step is not None:
+            self._time_step.value = np.asarray(time - self.time)

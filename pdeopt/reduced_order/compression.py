@@ -13,12 +13,12 @@ from pdeopt.fem import forms
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.report import InputError
 
-# Part of the cubature's tolerance that the rows left out may use up.
+# Part of the cubature's tolerance that what is left out may use up.
 _SHARE = 0.1
 # How much less accurate than the residual the tangent may be.
 _TANGENT = 0.1
-# Rows are collected until there are so many, or as many as kept ones, before they are merged.
-_LEAST_BATCH = 128
+# Rows that are added at once.
+_BATCH = 128
 
 
 class CompressedIntegrands:
@@ -26,9 +26,11 @@ class CompressedIntegrands:
 
     The size of a state is max_i sum_cells abs(g(cell, i)), the magnitude of its internal forces: near a solution the
     sum itself is zero. Hence |A (w - 1)| is the root mean square over the states of the relative error that weights w
-    make in the reduced residual. The rows are merged in batches: with Y = [A; new rows] and the eigenvectors U of
-    Y Y', the rows U' Y have the same Gram matrix, and those with the smallest eigenvalues are left out. There is no
-    cap on their number.
+    make in the reduced residual. Since cells without deformation integrate a residual of zero perfectly, the rows of
+    the tangent, F'(u; phi_i, u), keep the system regular; they count for a tenth.
+
+    With an orthonormal range V of the rows so far, new rows B add their coordinates C = B V' to the small matrix C' C,
+    and the largest directions of the rest B - C V join the range, as many as the tolerance asks for: there is no cap.
 
     Parameters
     ----------
@@ -60,9 +62,10 @@ class CompressedIntegrands:
         self.total_volume = float(self.comm.allreduce(self.volumes.sum()))
         self.states = 0
         self._cells = int(self.comm.allreduce(self.volumes.size))
-        self._rows = np.empty((0, self.volumes.size))
+        self._range = np.empty((0, self.volumes.size))
+        self._products = np.empty((0, 0))
         self._pending: list[Array] = []
-        self._left_out = 0.0
+        self._budget = 0.0
 
     def append(self, residual: Array, tangent: Array) -> None:
         """Add the integrands of one state, both of shape (owned cells, r). Collective: yes.
@@ -80,29 +83,56 @@ class CompressedIntegrands:
         self.states += 1
         if largest > 0.0:
             self._pending += [residual.T / largest, tangent.T * (_TANGENT / largest)]
-        if sum(rows.shape[0] for rows in self._pending) >= max(_LEAST_BATCH, self._rows.shape[0]):
+        # Weights are about one at all cells or N / n at n of them: a row s v' then errs by about s sqrt(N).
+        self._budget += 0.5 * (_SHARE * self.tolerance) ** 2 / self._cells
+        if sum(rows.shape[0] for rows in self._pending) >= _BATCH:
             self._merge()
 
     def rows(self) -> Array:
         """Return A, shape (k, owned cells). Collective: yes."""
         self._merge()
-        return self._rows / math.sqrt(max(self.states, 1))
+        energies, vectors = np.linalg.eigh(self._products)
+        allowed = 0.5 * self.states * (_SHARE * self.tolerance) ** 2 / self._cells
+        first = _count_below(energies, allowed)
+        scale = np.sqrt(energies[first:] / max(self.states, 1))
+        return (vectors[:, first:] * scale).T @ self._range
 
     def _merge(self) -> None:
+        """Add the pending rows to the range and its products."""
         if not self._pending:
             return
-        new = np.concatenate(self._pending)
+        rest = np.concatenate(self._pending)
         self._pending = []
-        both = np.concatenate([self._rows, new])
-        gram = both @ both.T
-        self.comm.Allreduce(MPI.IN_PLACE, gram)
-        values, vectors = np.linalg.eigh(0.5 * (gram + gram.T))
-        # Weights are about one at all cells or N / n at n of them: a row s v' then errs by about s sqrt(N).
-        allowed = self.states * (_SHARE * self.tolerance) ** 2 / self._cells - self._left_out
-        energies = np.cumsum(np.maximum(values, 0.0))
-        dropped = int(np.searchsorted(energies, allowed))
-        self._left_out += float(energies[dropped - 1]) if dropped else 0.0
-        self._rows = vectors[:, dropped:][:, ::-1].T @ both
+        coordinates, rest = self._split(rest)
+        energies, vectors = np.linalg.eigh(self._sum(rest @ rest.T))
+        first = _count_below(energies, self._budget)
+        self._budget -= float(np.maximum(energies[:first], 0.0).sum())
+        # Scaled up from small numbers, the directions are orthogonal to the range only after a second pass.
+        scale = np.sqrt(energies[first:])
+        _, new = self._split((vectors[:, first:] / scale).T @ rest)
+        triangle = np.linalg.cholesky(self._sum(new @ new.T))
+        new = np.linalg.solve(triangle, new)
+        coordinates = np.hstack([coordinates, (vectors[:, first:] * scale) @ triangle])
+        self._range = np.concatenate([self._range, new])
+        grown = coordinates.T @ coordinates
+        kept = self._products.shape[0]
+        grown[:kept, :kept] += self._products
+        self._products = grown
+
+    def _split(self, rows: Array) -> tuple[Array, Array]:
+        """Return the coordinates of rows in the range, and what is outside it."""
+        coordinates = self._sum(rows @ self._range.T)
+        return coordinates, rows - coordinates @ self._range
+
+    def _sum(self, local: Array) -> Array:
+        total = np.ascontiguousarray(local)
+        self.comm.Allreduce(MPI.IN_PLACE, total)
+        return total
+
+
+def _count_below(energies: Array, allowed: float) -> int:
+    """Return how many of the rising energies may be left out."""
+    return int(np.searchsorted(np.cumsum(np.maximum(energies, 0.0)), allowed))
 
 
 def cell_volumes(mesh: dolfinx.mesh.Mesh) -> Array:

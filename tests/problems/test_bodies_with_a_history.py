@@ -54,6 +54,14 @@ def test_plate_flows_unloads_and_flows_back():
     again = plate.driver.march(whole.times[12:])
     assert size((again.unknowns - whole.unknowns[:, 12:]).ravel()) <= 1e-10 * size(whole.unknowns.ravel())
 
+    # A body that is led through the same displacements without solving has the same history.
+    plate.driver.reset()
+    for time, unknown in zip(whole.times, whole.unknowns.T, strict=True):
+        plate.driver.impose(time, unknown)
+        plate.driver.accept(time)
+    for name, columns in whole.history.items():
+        np.testing.assert_allclose(plate.internal.state()[name], columns[:, -1], rtol=0, atol=1e-14)
+
 
 def test_blade_creeps_and_a_uniform_rise_leaves_it_without_stress():
     """The zones' temperatures add up to one; equal rises only expand the section; a flight leaves plastic strain."""
@@ -104,6 +112,17 @@ def test_one_answer_on_every_rank_count():
     block.set_parameter(np.array([0.3, 0.8, 2e5, 1.5]))
     block.solver().solve()
     assert size(forms.owned_values(block.u)) == pytest.approx(BLOCK, rel=1e-10)
+
+    plate.driver.reset()
+    if comm.rank == comm.size - 1:
+
+        def fails():
+            raise ConvergenceError("the local equation of this rank was not solved")
+
+        plate.internal.update = fails
+    with pytest.raises(ConvergenceError, match="of this rank was not solved"):
+        plate.driver.step(0.2)
+    assert not plate.u.x.array.any()
 
 
 class Spring:
