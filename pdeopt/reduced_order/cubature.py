@@ -20,8 +20,9 @@ from pdeopt.reduced_order.integrands import integrand_blocks
 from pdeopt.reduced_order.nonnegative import FitOutcome, NonnegativeFit
 from pdeopt.report import ConvergenceError, InputError
 
-# Cells are added in blocks of this part of those chosen so far.
-_GROWTH = 0.1
+# Cells enter in blocks of this part of those chosen so far, from so many times as many candidates.
+_GROWTH = 0.2
+_POOL = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,9 +80,9 @@ def select_cells(
 
     Non-negative orthogonal matching pursuit: the cells whose columns lower the error most steeply enter, then all
     weights are fitted anew by non-negative least squares (Hernandez, Caicedo and Ferrer 2017 for one cell at a time).
-    Here they enter in blocks, a tenth of those chosen so far; the last block is halved until as few as possible of it
-    reach the tolerance. Equal merits are told apart by the original index, so that the choice does not depend on the
-    number of ranks.
+    Here the search over all cells gives a pool of candidates, from which a block of cells, a fifth of those chosen so
+    far, enters one by one with exact fits before all cells are searched again. Equal merits are told apart by the
+    original index, so that the choice does not depend on the number of ranks.
 
     Parameters
     ----------
@@ -90,9 +91,9 @@ def select_cells(
     tolerance
         Relative error in the reduced residual; by default, and at least, that of the integrands' compression.
     block
-        Largest number of cells that enter at once, unlimited by default; 1 is the plain method.
+        Largest number of cells between two searches, unlimited by default; 1 is the plain method.
     start
-        A cubature to start from, for integrands that have changed a little.
+        A cubature of the same mesh to start from, for integrands of further states or modes.
 
     Raises
     ------
@@ -110,18 +111,18 @@ def select_cells(
             "compress them anew for it"
         )
     pool = _Candidates(integrands)
-    chosen = pool.extend(pool.nothing(), pool.first() if start is None else start.cells)
-    while (error := chosen.outcome.error) > tolerance:
-        wanted = max(1, int(_GROWTH * chosen.outcome.labels.size))
-        cells = pool.best(chosen.outcome, wanted if block is None else min(block, wanted))
-        if cells.size == 0:
+    found = pool.first() if start is None else pool.take(start.cells, start.weights)
+    while found.error > tolerance:
+        many = max(1, int(_GROWTH * found.labels.size))
+        before = found.error
+        found = pool.improve(found, many if block is None else min(block, many), tolerance)
+        if not found.error < before:
             raise ConvergenceError(
-                f"no cell lowers the cubature's error of {error:.2e} any more, and {tolerance:.2e} was asked for: "
+                f"no cell lowers the cubature's error of {before:.2e} any more, and {tolerance:.2e} was asked for: "
                 "raise the tolerance"
             )
-        chosen = _shortest(pool, chosen, cells, tolerance)
-    order = np.argsort(chosen.outcome.labels)
-    return Cubature(chosen.outcome.labels[order], chosen.outcome.weights[order], chosen.outcome.error)
+    order = np.argsort(found.labels)
+    return Cubature(found.labels[order], found.weights[order], found.error)
 
 
 def empirical_cubature(
@@ -152,33 +153,12 @@ def empirical_cubature(
     return select_cells(integrands)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Chosen:
-    """What is chosen so far, known to all ranks, and the fit with its columns, which rank 0 has alone.
-
-    One rank fits and hands on: another machine's rounding must not let the ranks choose differently.
-    """
-
-    outcome: FitOutcome
-    fit: NonnegativeFit | None
-
-
-def _shortest(pool: "_Candidates", chosen: _Chosen, cells: npt.NDArray[np.int64], tolerance: float) -> _Chosen:
-    """Let cells enter; if all of them reach the tolerance, look for the fewest that do."""
-    extended = pool.extend(chosen, cells)
-    fewest, most = 0, cells.size
-    while extended.outcome.error <= tolerance and most - fewest > 1:
-        middle = (fewest + most) // 2
-        candidate = pool.extend(chosen, cells[:middle])
-        if candidate.outcome.error <= tolerance:
-            extended, most = candidate, middle
-        else:
-            fewest = middle
-    return extended
-
-
 class _Candidates:
-    """The columns of all cells, distributed as the cells are."""
+    """The columns of all cells, distributed as the cells are.
+
+    Rank 0 alone fits the weights and hands them on: another machine's rounding must not let the ranks choose
+    differently.
+    """
 
     def __init__(self, integrands: CompressedIntegrands) -> None:
         self.comm = integrands.comm
@@ -189,44 +169,55 @@ class _Candidates:
         self.comm.Allreduce(MPI.IN_PLACE, self.target)
         squares = np.einsum("kc,kc->c", self.rows, self.rows) + (self.volumes / self.total) ** 2
         self.norms = np.sqrt(squares)
+        self._fit = NonnegativeFit(self.target, self.total)
 
-    def first(self) -> npt.NDArray[np.int64]:
-        """Return the cell that does best alone. Collective: yes."""
-        alone = self.rows * (self.total / self.volumes) - self.target[:, None]
-        return self._largest(-np.linalg.norm(alone, axis=0), 1)
+    def first(self) -> FitOutcome:
+        """Let the cell enter that does best alone. Collective: yes."""
+        scale = self.total / self.volumes
+        squares = np.einsum("kc,kc->c", self.rows, self.rows)
+        cell = self._largest(2.0 * scale * (self.target @ self.rows) - scale**2 * squares, 1)
+        return self.take(cell, np.ones(1))
 
-    def best(self, outcome: FitOutcome, count: int) -> npt.NDArray[np.int64]:
-        """Return at most so many cells that lower the error, those with the steepest descent first. Collective: yes."""
-        slopes = (outcome.residual @ self.rows + outcome.multiplier * self.volumes) / self.norms
-        slopes[slopes <= 1e-12 * outcome.error] = -np.inf
-        slopes[np.isin(self.original, outcome.labels)] = -np.inf
-        return self._largest(slopes, count)
-
-    def nothing(self) -> _Chosen:
-        """Return the empty choice. Collective: no."""
-        fit = NonnegativeFit(self.target, self.total)
-        return _Chosen(fit.outcome, fit)
-
-    def extend(self, chosen: _Chosen, cells: npt.NDArray[np.int64]) -> _Chosen:
-        """Let cells enter that any rank may own. Collective: yes."""
-        local = np.zeros((self.target.size + 1, cells.size))
-        order = np.argsort(cells)
-        place = order[np.minimum(np.searchsorted(cells, self.original, sorter=order), cells.size - 1)]
-        here = cells[place] == self.original
-        local[:-1, place[here]] = self.rows[:, here]
-        local[-1, place[here]] = self.volumes[here]
-        packed = np.empty_like(local)
-        self.comm.Reduce(local, packed)
-        fits: list[NonnegativeFit] = []
+    def take(self, cells: npt.NDArray[np.int64], weights: Array) -> FitOutcome:
+        """Let cells enter all at once, with weights to start from. Collective: yes."""
+        self._offer(cells)
 
         def fit() -> FitOutcome:
+            self._fit.take_all(weights)
+            return self._fit.outcome
+
+        return on_root(self.comm, fit)
+
+    def improve(self, found: FitOutcome, count: int, tolerance: float) -> FitOutcome:
+        """Let so many of the cells with the steepest descent enter, one after another. Collective: yes."""
+        slopes = (found.residual @ self.rows + found.multiplier * self.volumes) / self.norms
+        slopes[slopes <= 1e-12 * found.error] = -np.inf
+        slopes[np.isin(self.original, found.labels)] = -np.inf
+        self._offer(self._largest(slopes, _POOL * count if count > 1 else 1))
+
+        def fit() -> FitOutcome:
+            self._fit.improve(count, tolerance)
+            return self._fit.outcome
+
+        return on_root(self.comm, fit)
+
+    def _offer(self, cells: npt.NDArray[np.int64]) -> None:
+        local = np.zeros((self.target.size + 1, cells.size))
+        if cells.size:
+            order = np.argsort(cells)
+            place = order[np.minimum(np.searchsorted(cells, self.original, sorter=order), cells.size - 1)]
+            here = cells[place] == self.original
+            local[:-1, place[here]] = self.rows[:, here]
+            local[-1, place[here]] = self.volumes[here]
+        packed = np.empty_like(local)
+        self.comm.Reduce(local, packed)
+
+        def offer() -> None:
             if np.any(packed[-1] == 0.0):
                 raise InputError("the cubature to start from has cells that this mesh lacks: choose anew")
-            assert chosen.fit is not None
-            fits.append(chosen.fit.extended(cells, packed[:-1], packed[-1]))
-            return fits[0].outcome
+            self._fit.offer(cells, packed[:-1], packed[-1])
 
-        return _Chosen(on_root(self.comm, fit), fits[0] if fits else None)
+        on_root(self.comm, offer)
 
     def _largest(self, merits: Array, count: int) -> npt.NDArray[np.int64]:
         """Return the cells with the largest merits, those equal to nine digits by their original index."""
