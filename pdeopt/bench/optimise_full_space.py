@@ -64,6 +64,7 @@ def ipopt_full_space(problem: ControlProblem, *, limit: float = 1e6, linear_solv
         "jac_c_constant": constant,
         "hessian_constant": constant,
         "linear_solver": linear_solver,
+        "mumps_mem_percent": 100,  # of the default 1000, MUMPS allocates at 350,000 unknowns what no machine has
         "max_wall_time": limit,
         "print_level": 0,
         "sb": "yes",

@@ -231,6 +231,11 @@ class ReducedFunctional:
             self._hessian = ReducedHessian(self._system, self._blocks, self._ksp)
         return self._hessian
 
+    @property
+    def state_solver(self) -> PETSc.KSP:
+        """Solver of the linearised state equation, set up where state or adjoint equation were last solved."""
+        return self._ksp
+
     def use_gauss_newton(self, gauss_newton: bool) -> None:
         """Leave second derivatives out of the Hessian from now on, or do not. Collective: yes."""
         if gauss_newton != self._gauss_newton:
@@ -261,7 +266,7 @@ class ReducedFunctional:
         system = self._system
         if self._solved and control.equal(self._control):
             return
-        self._forget()
+        self.forget()
         control.copy(self._control)
         for j, field in enumerate(system.controls):
             field.set_coordinates(self._layout.read(control, j))
@@ -305,7 +310,8 @@ class ReducedFunctional:
         self._solves += 1
         self._adjoint_solved = True
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Count nothing as solved any more, as whoever has moved state or adjoint must ask for. Collective: yes."""
         self._solved = self._adjoint_solved = False
         self._forget_hessian()
 
@@ -320,7 +326,7 @@ class ReducedFunctional:
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
-        self._forget()
+        self.forget()
         for item in (self._snes, self._ksp, self._operator, self._right, self._solution, self._full, self._control):
             item.destroy()
         if self._riesz is not None:

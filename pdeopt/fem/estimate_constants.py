@@ -112,15 +112,32 @@ def extreme_constants(
     start.array[:] = np.cos(1.0 + 0.7 * np.arange(first, first + free.size) ** 1.1)
     confine(start)
     try:
-        continuity = math.sqrt(_largest_eigenvalue(forward, energy, start))
-        return Constants(1.0 / math.sqrt(_largest_eigenvalue(inverse, energy, start)), continuity)
+        continuity = math.sqrt(largest_eigenvalue(forward, energy, start))
+        return Constants(1.0 / math.sqrt(largest_eigenvalue(inverse, energy, start)), continuity)
     finally:
         for item in (linearised_ksp, start, *work):
             item.destroy()
 
 
-def _largest_eigenvalue(apply: Callable[[PETSc.Vec, PETSc.Vec], None], like: PETSc.Mat, start: PETSc.Vec) -> float:
-    """Return the largest eigenvalue of an operator with a real positive spectrum. Collective: yes."""
+def largest_eigenvalue(apply: Callable[[PETSc.Vec, PETSc.Vec], None], like: PETSc.Mat, start: PETSc.Vec) -> float:
+    """Return the largest eigenvalue of an operator with a real spectrum, which is not negative. Collective: yes.
+
+    Parameters
+    ----------
+    apply
+        Sets the second vector to the operator times the first, self-adjoint in some inner product.
+    like
+        A matrix of the operator's layout.
+    start
+        The first vector of the iteration.
+
+    Raises
+    ------
+    MissingPackageError
+        If slepc4py is absent.
+    ConvergenceError
+        If the eigenvalue does not converge.
+    """
     try:
         from slepc4py import SLEPc
     except ImportError as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
+    "BladeSection": "pdeopt.problems.blade_section",
     "BoundaryControl": "pdeopt.problems.boundary_control",
     "BoundedBoundaryControl": "pdeopt.problems.bounded_boundary_control",
     "BoundedPoissonControl": "pdeopt.problems.bounded_control",
@@ -22,7 +23,9 @@ _PUBLIC_NAMES = {
     "LShapePoisson": "pdeopt.problems.l_shape",
     "LinearModelProblem": "pdeopt.problems.linear",
     "MovingSource": "pdeopt.problems.moving_source",
+    "NeoHookeanBlock": "pdeopt.problems.neo_hookean_block",
     "NonlinearProgram": "pdeopt.problems.nonlinear_program",
+    "PressurisedCylinder": "pdeopt.problems.pressurised_cylinder",
     "PublishedPoissonControl": "pdeopt.problems.published_control",
     "NavierStokesControl": "pdeopt.problems.navier_stokes_control",
     "MaurerMittelmannControl": "pdeopt.problems.maurer_mittelmann_control",
@@ -30,6 +33,7 @@ _PUBLIC_NAMES = {
     "SemilinearControl": "pdeopt.problems.semilinear_control",
     "StokesDirichletControl": "pdeopt.problems.stokes_dirichlet_control",
     "StokesDoublePipe": "pdeopt.problems.stokes_double_pipe",
+    "ThermoplasticPlate": "pdeopt.problems.thermoplastic_plate",
     "UnsteadyDiffusion": "pdeopt.problems.unsteady_diffusion",
     "UnsteadyCylinderFlow": "pdeopt.problems.cylinder_unsteady",
     "WakeControl": "pdeopt.problems.cylinder_control",

@@ -1,6 +1,6 @@
 """The inner product in which snapshots are compared, modes are orthonormal and errors are measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mpi4py import MPI
@@ -17,6 +17,8 @@ from pdeopt.report import InputError
 
 type Array = npt.NDArray[np.float64]
 type Integrand = Callable[[Expr, Expr], ufl.Form]
+
+_BLOCK = 40  # columns multiplied at a time
 
 
 def _l2(u: Expr, v: Expr) -> ufl.Form:
@@ -80,24 +82,35 @@ class InnerProduct:
 
     def apply(self, columns: Array) -> Array:
         """Return M times fields, shape (owned, n). Collective: yes."""
-        return self._product(columns)
+        images = np.empty(columns.shape, order="F")
+        for block, image in self._images(columns):
+            images[:, block] = image
+        return images
 
     def gram(self, left: Array, right: Array | None = None) -> Array:
         """Return the products of all pairs of fields, shape (left, right), the same on all ranks. Collective: yes."""
-        local = np.ascontiguousarray(left.T @ self._product(left if right is None else right))
-        total = np.empty_like(local)
-        self.comm.Allreduce(local, total)
-        return 0.5 * (total + total.T) if right is None else total
+        if right is None:
+            # The blocks on and above the diagonal say all: half of the work.
+            local = np.zeros((left.shape[1], left.shape[1]))
+            for block, image in self._images(left):
+                local[: block.stop, block] = left[:, : block.stop].T @ image
+            upper = np.triu(self._sum(local))
+            return upper + np.triu(upper, 1).T
+        local = np.empty((left.shape[1], right.shape[1]))
+        for block, image in self._images(right):
+            local[:, block] = left.T @ image
+        return self._sum(local)
 
     def norms(self, columns: Array) -> Array:
         """Return the norm of each field, shape (n,). Collective: yes."""
-        local = np.einsum("ij,ij->j", columns, self._product(columns))
-        total = np.empty_like(local)
-        self.comm.Allreduce(local, total)
-        return np.sqrt(np.maximum(total, 0.0))
+        local = np.empty(columns.shape[1])
+        for block, image in self._images(columns):
+            local[block] = np.einsum("ij,ij->j", columns[:, block], image)
+        return np.sqrt(np.maximum(self._sum(local), 0.0))
 
-    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
-        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
+    @property
+    def solver(self) -> PETSc.KSP:
+        """The factorised matrix M, made when it is first used. Collective: yes."""
         if self._solver is None:
             self._solver = PETSc.KSP().create(self.comm)
             self._solver.setOperators(self.matrix)
@@ -105,9 +118,23 @@ class InnerProduct:
             self._solver.getPC().setType("cholesky")
             self._solver.getPC().setFactorSolverType("mumps")
             self._solver.setErrorIfNotConverged(True)
+        return self._solver
+
+    def riesz(self, residual: PETSc.Vec) -> PETSc.Vec:
+        """Return the field M^-1 r of a residual, which the caller destroys. Collective: yes."""
         field = residual.duplicate()
-        self._solver.solve(residual, field)
+        self.solver.solve(residual, field)
         return field
+
+    def riesz_columns(self, residuals: Array) -> Array:
+        """Return the fields M^-1 r of many residuals at once, shape (owned, n). Collective: yes."""
+        right = self._dense(residuals)
+        fields = right.duplicate()
+        self.solver.matSolve(right, fields)
+        values = np.array(fields.getDenseArray(readonly=True))
+        right.destroy()
+        fields.destroy()
+        return values
 
     def dual_norm(self, residual: PETSc.Vec) -> float:
         """Return sup_v r(v) / |v|_M over the fields, sqrt(r' M^-1 r). Collective: yes."""
@@ -122,16 +149,35 @@ class InnerProduct:
         if self._solver is not None:
             self._solver.destroy()
 
-    def _product(self, columns: Array) -> Array:
-        count = columns.shape[1]
+    def _sum(self, local: Array) -> Array:
+        total = np.empty_like(local)
+        self.comm.Allreduce(local, total)
+        return total
+
+    def _images(self, columns: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield M times some columns at a time, in memory that the next ones overwrite: to allocate costs as much.
+
+        Collective: yes.
+        """
+        count, product = columns.shape[1], None
+        for start in range(0, count, _BLOCK):
+            block = slice(start, min(start + _BLOCK, count))
+            width = block.stop - start
+            fields = self._dense(columns[:, block])
+            if product is not None and product.getSize()[1] != width:
+                product.destroy()
+                product = None
+            product = self.matrix.matMult(fields, product)
+            yield block, product.getDenseArray(readonly=True)
+            fields.destroy()
+        if product is not None:
+            product.destroy()
+
+    def _dense(self, columns: Array) -> PETSc.Mat:
         dense = PETSc.Mat().createDense(
-            ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, count)),
+            ((self.owned, PETSc.DETERMINE), (PETSc.DECIDE, columns.shape[1])),
             array=np.asfortranarray(columns, dtype=PETSc.ScalarType),
             comm=self.comm,
         )
         dense.assemble()
-        product = self.matrix.matMult(dense)
-        values = np.array(product.getDenseArray(readonly=True))
-        product.destroy()
-        dense.destroy()
-        return values
+        return dense
