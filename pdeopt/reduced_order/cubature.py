@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -63,6 +63,29 @@ class Cubature:
         return int(self.cells.size)
 
 
+class Integrated(Protocol):
+    """What a cubature has to integrate, such as `CompressedIntegrands`.
+
+    Attributes
+    ----------
+    mesh, comm
+        The mesh and its communicator.
+    tolerance
+        The smallest error that a cubature may be asked for.
+    volumes, total_volume
+        Measure of each owned cell, and of all.
+    """
+
+    mesh: dolfinx.mesh.Mesh
+    comm: MPI.Comm
+    tolerance: float
+    volumes: Array
+    total_volume: float
+
+    def rows(self) -> Array:
+        """Return A, shape (k, owned cells): weights w have the error |A (w - 1)|. Collective: yes."""
+
+
 def all_cells(mesh: dolfinx.mesh.Mesh) -> Cubature:
     """Return the cubature without reduction: all cells with weight one. Collective: yes."""
     cells = np.sort(np.concatenate(mesh.comm.allgather(_original_cells(mesh))))
@@ -70,11 +93,12 @@ def all_cells(mesh: dolfinx.mesh.Mesh) -> Cubature:
 
 
 def select_cells(
-    integrands: CompressedIntegrands,
+    integrands: Integrated,
     tolerance: float | None = None,
     *,
     block: int | None = None,
     start: Cubature | None = None,
+    among: npt.NDArray[np.int64] | None = None,
 ) -> Cubature:
     """Choose cells and weights w >= 0 with |A (w - 1)| <= tolerance and the exact volume, sum w_c |c| = |domain|.
 
@@ -94,6 +118,8 @@ def select_cells(
         Largest number of cells between two searches, unlimited by default; 1 is the plain method.
     start
         A cubature of the same mesh to start from, for integrands of further states or modes.
+    among
+        Original indices of the cells to choose from; all by default.
 
     Raises
     ------
@@ -110,7 +136,7 @@ def select_cells(
             f"tolerance = {tolerance:g} is below that of the compressed integrands, {integrands.tolerance:g}: "
             "compress them anew for it"
         )
-    pool = _Candidates(integrands)
+    pool = _Candidates(integrands, among)
     found = pool.first() if start is None else pool.take(start.cells, start.weights)
     while found.error > tolerance:
         many = max(1, int(_GROWTH * found.labels.size))
@@ -160,13 +186,16 @@ class _Candidates:
     differently.
     """
 
-    def __init__(self, integrands: CompressedIntegrands) -> None:
+    def __init__(self, integrands: Integrated, among: npt.NDArray[np.int64] | None) -> None:
         self.comm = integrands.comm
         self.rows = integrands.rows()
         self.volumes, self.total = integrands.volumes, integrands.total_volume
         self.original = _original_cells(integrands.mesh)
         self.target = self.rows.sum(axis=1)
         self.comm.Allreduce(MPI.IN_PLACE, self.target)
+        if among is not None:
+            inside = np.isin(self.original, among)
+            self.rows, self.volumes, self.original = self.rows[:, inside], self.volumes[inside], self.original[inside]
         squares = np.einsum("kc,kc->c", self.rows, self.rows) + (self.volumes / self.total) ** 2
         self.norms = np.sqrt(squares)
         self._fit = NonnegativeFit(self.target, self.total)
