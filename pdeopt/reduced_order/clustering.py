@@ -128,18 +128,24 @@ def _cluster(kernel: Array, count: int, method: str, starts: int, seed: int) -> 
         raise InputError(f"clustering method {method!r} is unknown: choose 'means' or 'medoids'")
     distances = dissimilarity.distances(kernel)
     labels = (_means if method == "means" else _medoids)(kernel, distances, count, starts, seed)
-    # Clusters are numbered by their first item, so that the numbers depend on the partition alone.
-    first, labels = np.unique(labels, return_index=True, return_inverse=True)[1:]
-    labels = np.argsort(np.argsort(first))[labels]
-    members = [np.flatnonzero(labels == label) for label in range(first.size)]
-    medoids = np.array([inside[np.argmin(distances[np.ix_(inside, inside)].sum(axis=0))] for inside in members])
+    clustering = number_clusters(labels, distances)
     # Equal items are at distances of sqrt(rounding), so they may have come into different clusters.
-    apart = distances[np.ix_(medoids, medoids)] > 1e-6 * math.sqrt(max(np.diag(kernel).max(), 0.0))
+    between = distances[np.ix_(clustering.medoids, clustering.medoids)]
+    apart = between > 1e-6 * math.sqrt(max(np.diag(kernel).max(), 0.0))
     distinct = np.unique(np.argmin(apart, axis=1)).size
     if distinct < count:
         raise InputError(
             f"{count} clusters of {size} items of which only {distinct} differ: ask for at most {distinct} clusters"
         )
+    return clustering
+
+
+def number_clusters(labels: Indices, distances: Array) -> Clustering:
+    """Return a clustering numbered by the first item of each cluster: by the partition alone. Collective: no."""
+    first, labels = np.unique(labels, return_index=True, return_inverse=True)[1:]
+    labels = np.argsort(np.argsort(first))[labels]
+    members = [np.flatnonzero(labels == label) for label in range(first.size)]
+    medoids = np.array([inside[np.argmin(distances[np.ix_(inside, inside)].sum(axis=0))] for inside in members])
     return Clustering(labels, medoids, distances)
 
 

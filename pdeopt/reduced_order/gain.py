@@ -11,9 +11,10 @@ from mpi4py import MPI
 import numpy as np
 
 from pdeopt.parallel import on_root, random_stream
-from pdeopt.reduced_order.clustering import cluster
-from pdeopt.reduced_order.dissimilarity import Indices, check_gram, check_groups, distances
+from pdeopt.reduced_order.clustering import Clustering
+from pdeopt.reduced_order.dissimilarity import Indices, check_gram, check_groups
 from pdeopt.reduced_order.inner_product import Array
+from pdeopt.reduced_order.subspaces import cluster_subspaces
 from pdeopt.report import InputError
 
 
@@ -26,8 +27,8 @@ class Gain:
     clusters, modes
         Number of bases, and of modes in each and in the one basis of all that they are compared with.
     local_error, global_error
-        Mean relative projection errors of held-out snapshots: in the basis of the nearest other snapshot, and in one
-        basis of all.
+        Mean relative projection errors of held-out snapshots: in the best of the local bases, which `CheckedChoice`
+        finds, and in one basis of all.
     global_modes
         Modes with which one basis of all reaches ``local_error``; None if the snapshots have not so many.
     """
@@ -59,87 +60,109 @@ class Gain:
 
 def predicted_gain(
     gram: Array,
-    kernel: Array,
     clusters: int,
     modes: int,
     *,
-    overlap: float = 0.0,
     trajectories: Indices | None = None,
-    folds: int = 10,
+    folds: int = 5,
+    starts: int = 8,
     seed: int = 0,
     comm: MPI.Comm = MPI.COMM_SELF,
 ) -> Gain:
     """Predict by cross-validation how local bases and one global basis project unseen snapshots.
 
-    Each fold of the snapshots (trajectories) is held out once; the others are clustered, their relative POD bases are
-    those of `LocalBases`, and a held-out one is projected onto the basis of the item that is nearest to it.
+    Each fold of the snapshots (trajectories) is held out once; the others are clustered by `cluster_subspaces`, and
+    their bases are those of `LocalBases`.
 
     Parameters
     ----------
     gram
         Products of all pairs of snapshots, shape (n, n), on a mesh as coarse as still shows their shape; a quarter of
         the resolution is a good start.
-    kernel
-        Of the items that are clustered: `pdeopt.reduced_order.dissimilarity.kernel` or ``subspace_kernel`` of ``gram``.
-    clusters, modes, overlap, trajectories
-        As for `pdeopt.reduced_order.clustering.cluster` and `LocalBases`.
+    clusters, modes
+        Number of clusters K, and of modes m of each basis.
+    trajectories
+        Number of the trajectory of each snapshot, shape (n,), if whole trajectories are clustered and held out.
     folds
         Number of folds; with more of them the prediction is that for nearly as many snapshots as there are.
+    starts
+        Of the clustering; fewer than for the bases themselves are enough.
     seed
         Of folds and clustering.
     comm
-        Communicator; the same matrices are on all its ranks.
+        Communicator; the same Gram matrix is on all its ranks.
 
     Raises
     ------
     InputError
-        If sizes do not fit, or a fold leaves fewer distinct items than clusters.
+        If sizes do not fit, a snapshot is zero, or a fold leaves fewer distinct items than clusters.
 
     Collective: yes. It is computed on rank 0.
     """
-    return on_root(
-        comm,
-        lambda: _predict(check_gram(gram), check_gram(kernel), clusters, modes, overlap, trajectories, folds, seed),
-    )
+    return on_root(comm, lambda: _predict(gram, clusters, modes, trajectories, folds, starts, seed))
 
 
 def _predict(
-    gram: Array,
-    kernel: Array,
-    clusters: int,
-    modes: int,
-    overlap: float,
-    trajectories: Indices | None,
-    folds: int,
-    seed: int,
+    gram: Array, clusters: int, modes: int, trajectories: Indices | None, folds: int, starts: int, seed: int
 ) -> Gain:
     groups = check_groups(trajectories, len(check_gram(gram)))
-    if len(groups) != len(check_gram(kernel)):
-        raise InputError(f"a kernel of {len(kernel)} items and {len(groups)} items: give the kernel of these")
     if not 2 <= folds <= len(groups):
         raise InputError(f"{folds} folds of {len(groups)} items: choose 2 to {len(groups)}")
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
     if not np.all(norms > 0.0):
         raise InputError(f"snapshot {int(np.argmin(norms))} is zero and has no relative error: leave it out")
-    relative = gram / np.outer(norms, norms)
     if not 1 <= modes <= len(gram):
         raise InputError(f"{modes} modes of {len(gram)} snapshots: choose 1 to {len(gram)}")
-    separations = distances(kernel)
-    local, whole = np.empty(len(gram)), np.empty((len(gram) + 1, len(gram)))
+    relative = gram / np.outer(norms, norms)
+    local, whole = np.empty(len(groups)), np.empty((len(gram) + 1, len(gram)))
     order = random_stream("predicted_gain.folds", seed).permutation(len(groups))
     for held in np.array_split(order, folds):
         kept = np.setdiff1d(np.arange(len(groups)), held)
-        clustering = cluster(kernel[np.ix_(kept, kept)], clusters, seed=seed)
-        nearest = clustering.labels[np.argmin(separations[np.ix_(held, kept)], axis=1)]
-        for label in np.unique(nearest):
-            members = kept[clustering.members(label, overlap=overlap, at_least=modes if trajectories is None else 1)]
-            targets = _join(groups, held[nearest == label])
-            local[targets] = projection_errors(relative, _join(groups, members), targets)[modes]
-        targets = _join(groups, held)
-        whole[:, targets] = projection_errors(relative, _join(groups, kept), targets)
+        sizes = [groups[item].size for item in kept]
+        training, targets = (np.concatenate([groups[item] for item in items]) for items in (kept, held))
+        part = None if trajectories is None else np.repeat(np.arange(kept.size), sizes)
+        clustering = cluster_subspaces(
+            relative[np.ix_(training, training)], clusters, modes, trajectories=part, starts=starts, seed=seed
+        )
+        local[held] = local_projection_errors(relative, clustering, modes, groups, kept, held).min(axis=0)
+        whole[:, targets] = projection_errors(relative, training, targets)
     local_error, curve = float(np.mean(local)), whole.mean(axis=1)
     reached = np.flatnonzero(curve <= local_error)
     return Gain(clusters, modes, local_error, float(curve[modes]), int(reached[0]) if reached.size else None)
+
+
+def local_projection_errors(
+    gram: Array, clustering: Clustering, modes: int, groups: list[Indices], training: Indices, targets: Indices
+) -> Array:
+    """Return the mean error over the snapshots of each target item in the basis of each cluster.
+
+    Parameters
+    ----------
+    gram
+        Products of all pairs of snapshots of norm one, shape (n, n).
+    clustering, modes
+        Clusters of the training items, and modes of each basis.
+    groups
+        The snapshots of each item.
+    training, targets
+        Numbers of items.
+
+    Returns
+    -------
+    errors
+        Shape (clusters, targets), as of `LocalBases` without overlap.
+
+    Collective: no.
+    """
+    errors = np.empty((clustering.count, len(targets)))
+    projected = np.concatenate([groups[item] for item in targets])
+    sizes = np.array([groups[item].size for item in targets])
+    for label in range(clustering.count):
+        members = clustering.members(label, at_least=modes if len(groups) == len(gram) else 1)
+        basis = np.concatenate([groups[training[member]] for member in members])
+        found = projection_errors(gram, basis, projected)[modes]
+        errors[label] = np.add.reduceat(found, np.cumsum(sizes) - sizes) / sizes
+    return errors
 
 
 def projection_errors(gram: Array, training: Indices, targets: Indices) -> Array:
@@ -166,7 +189,3 @@ def projection_errors(gram: Array, training: Indices, targets: Indices) -> Array
     remaining = np.diag(gram)[targets] - np.vstack([np.zeros(len(targets)), np.cumsum(squares, axis=0)])
     missing = len(gram) + 1 - len(remaining)
     return np.sqrt(np.maximum(np.vstack([remaining, np.repeat(remaining[-1:], missing, axis=0)]), 0.0))
-
-
-def _join(groups: list[Indices], items: Indices) -> Indices:
-    return np.concatenate([groups[item] for item in items])
