@@ -18,7 +18,7 @@ from pdeopt.report import InputError
 type Array = npt.NDArray[np.float64]
 type Integrand = Callable[[Expr, Expr], ufl.Form]
 
-_BLOCK = 40  # columns multiplied at a time
+_BLOCK = 20  # columns multiplied at a time
 
 
 def _l2(u: Expr, v: Expr) -> ufl.Form:
