@@ -20,9 +20,10 @@ from pdeopt.reduced_order.integrands import integrand_blocks
 from pdeopt.reduced_order.nonnegative import FitOutcome, NonnegativeFit
 from pdeopt.report import ConvergenceError, InputError
 
-# Cells enter in blocks of this part of those chosen so far, from so many times as many candidates.
-_GROWTH = 0.2
-_POOL = 4
+# Cells enter in blocks of this part of those chosen so far, but of so many at least, from so many times as many
+# candidates, which are the best of so many times as many groups of cells.
+_GROWTH, _LEAST = 0.2, 8
+_POOL, _GROUPS = 2, 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ def select_cells(
     pool = _Candidates(integrands, among)
     found = pool.first() if start is None else pool.take(start.cells, start.weights)
     while found.error > tolerance:
-        many = max(1, int(_GROWTH * found.labels.size))
+        many = max(_LEAST, int(_GROWTH * found.labels.size))
         before = found.error
         found = pool.improve(found, many if block is None else min(block, many), tolerance)
         if not found.error < before:
@@ -198,6 +199,7 @@ class _Candidates:
             self.rows, self.volumes, self.original = self.rows[:, inside], self.volumes[inside], self.original[inside]
         squares = np.einsum("kc,kc->c", self.rows, self.rows) + (self.volumes / self.total) ** 2
         self.norms = np.sqrt(squares)
+        self.all_cells = integrands.mesh.topology.index_map(integrands.mesh.topology.dim).size_global
         self._fit = NonnegativeFit(self.target, self.total)
 
     def first(self) -> FitOutcome:
@@ -218,7 +220,7 @@ class _Candidates:
         return on_root(self.comm, fit)
 
     def improve(self, found: FitOutcome, count: int, tolerance: float) -> FitOutcome:
-        """Let so many of the cells with the steepest descent enter, one after another. Collective: yes."""
+        """Let so many of the cells with steep descent enter, one after another. Collective: yes."""
         slopes = (found.residual @ self.rows + found.multiplier * self.volumes) / self.norms
         slopes[slopes <= 1e-12 * found.error] = -np.inf
         slopes[np.isin(self.original, found.labels)] = -np.inf
@@ -249,16 +251,27 @@ class _Candidates:
         on_root(self.comm, offer)
 
     def _largest(self, merits: Array, count: int) -> npt.NDArray[np.int64]:
-        """Return the cells with the largest merits, those equal to nine digits by their original index."""
+        """Return cells with the largest merits, at most one of each group of cells that follow each other in the input.
+
+        Neighbours have nearly the same integrands: where one has entered, the others are of no use. Merits equal to
+        nine digits are told apart by the original index. Collective: yes.
+        """
         scale = np.array(np.abs(merits[np.isfinite(merits)]).max(initial=0.0))
         self.comm.Allreduce(MPI.IN_PLACE, scale, MPI.MAX)
         rounded = np.round(merits / max(float(scale), np.finfo(float).tiny), 9)
-        local = np.flatnonzero(np.isfinite(rounded))
-        local = local[np.lexsort((self.original[local], -rounded[local]))][:count]
-        gathered = self.comm.allgather((rounded[local], self.original[local]))
-        values = np.concatenate([pair[0] for pair in gathered])
-        cells = np.concatenate([pair[1] for pair in gathered])
-        return cells[np.lexsort((cells, -values))][:count]
+        finite = np.flatnonzero(np.isfinite(rounded))
+        groups = self.original * (_GROUPS * count) // self.all_cells if count > 1 else np.zeros_like(self.original)
+        local = finite[_first_of_each(groups[finite], rounded[finite], self.original[finite])]
+        gathered = self.comm.allgather((groups[local], rounded[local], self.original[local]))
+        groups, values, cells = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+        chosen = _first_of_each(groups, values, cells)
+        return cells[chosen][np.lexsort((cells[chosen], -values[chosen]))][:count]
+
+
+def _first_of_each(groups: npt.NDArray[np.int64], values: Array, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """Return where each group has its largest value, the lowest cell where there are several."""
+    order = np.lexsort((cells, -values, groups))
+    return order[np.unique(groups[order], return_index=True)[1]]
 
 
 def _original_cells(mesh: dolfinx.mesh.Mesh) -> npt.NDArray[np.int64]:
