@@ -67,7 +67,11 @@ def _compare(study: Study, family: Family, quick: bool, mixed: bool) -> dict[str
         columns, every = np.concatenate([groups[item] for item in training]), np.arange(unseen.size)
         for name, (products, method) in arms.items():
             if method == "subspaces":
-                part = None if family.trajectories is None else np.repeat(np.arange(training.size), columns.size // training.size)
+                part = (
+                    None
+                    if family.trajectories is None
+                    else np.repeat(np.arange(training.size), columns.size // training.size)
+                )
                 clustering = cluster_subspaces(
                     gram[np.ix_(columns, columns)], family.clusters, family.modes, trajectories=part, seed=seed
                 )
