@@ -68,7 +68,7 @@ def _tangents(study: Study) -> None:
     for name, order in orders.items():
         study.row("least order of the Taylor remainders", {"law": name, "order": order})
     study.target(
-        "3b", "order of the Taylor remainders of all tangents, least", min(orders.values()), 1.9, at_least=True
+        "3a.taylor", "order of the Taylor remainders of all tangents, least", min(orders.values()), 1.9, at_least=True
     )
 
 
@@ -114,5 +114,5 @@ def _trajectories(study: Study, cells: int, count: int) -> None:
             "trajectories of the plate, 20 steps",
             {"cells": 2 * cells**2, "Newton iterations": int(trajectory.iterations.sum()), "seconds": seconds[-1]},
         )
-    study.target("3c", "seconds of a trajectory of 20 steps, median", float(np.median(seconds)), 1.0)
+    study.target("3a.seconds", "seconds of a trajectory of 20 steps, median", float(np.median(seconds)), 1.0)
     plate.solver.destroy()

@@ -43,6 +43,7 @@ _PUBLIC_NAMES = {
     "complete_snapshots": "pdeopt.reduced_order.gappy",
     "empirical_cubature": "pdeopt.reduced_order.cubature",
     "load_basis": "pdeopt.reduced_order.checkpoint",
+    "minimise_by_model": "pdeopt.reduced_order.trust_region",
     "predicted_gain": "pdeopt.reduced_order.gain",
     "proper_orthogonal_decomposition": "pdeopt.reduced_order.pod",
     "sampled_stability": "pdeopt.reduced_order.certificate",

@@ -17,16 +17,16 @@ from petsc4py import PETSc
 import numpy as np
 
 from pdeopt.control import ControlProblem
-from pdeopt.control.kkt import Blocks
 from pdeopt.fem import forms
 from pdeopt.reduced_order.basis import Basis
+from pdeopt.reduced_order.control_projection import ModeProducts, ProjectedHessian, solve_small
 from pdeopt.reduced_order.gradient_error import GradientCertificate, GradientError
 from pdeopt.reduced_order.inner_product import Array
+from pdeopt.reduced_order.newton import NewtonSettings, solve_reduced
 from pdeopt.report import ConvergenceError, InputError, OptionError
 
-_STEP = 1e-11  # relative step of the coordinates below which Newton's method has found the state
-_NEWTON_STEPS = 30
-_HALVINGS = 10
+# Errors of the state enter value and gradient in full, and an optimiser wants both to more digits than it asks for.
+_NEWTON = NewtonSettings(rtol=1e-12, atol=1e-15)
 _DEPENDENT = 1e-9  # what remains of a field outside the basis, relative, below which it adds only rounding
 
 
@@ -52,9 +52,10 @@ class ControlAnswer:
 class ReducedControl:
     """J_r, its derivatives and the error of its gradient; a `pdeopt.control.Functional`, which `minimise` takes.
 
-    State and adjoint of the problem are set to those of the model. Without state equations that are affine in the state
-    a few Newton steps of the size of the basis find the state; what they cost beyond that is the assembly of residual
-    and Jacobian. Nothing is factorised, save where `enrich` solves the full equations.
+    State and adjoint of the problem are set to those of the model, which a few Newton steps of the size of the basis
+    find; what they cost is the assembly of residuals, and of Jacobians where the state operator is not the same
+    everywhere. Nothing is factorised, save where `enrich` solves the full equations. Where that operator is the same
+    everywhere and its factors are kept, a full solve is cheap already, and the model saves little.
 
     Parameters
     ----------
@@ -77,8 +78,8 @@ class ReducedControl:
 
     Attributes
     ----------
-    basis
-        Z, as it stands.
+    basis, size
+        Z, as it stands, and its number of modes.
     full
         The problem itself as a functional of the controls; it counts the full solves.
     certificate
@@ -103,7 +104,7 @@ class ReducedControl:
         if system.lagrangian.constraints or problem.state_bounds is not None:
             raise OptionError("the reduced model knows bounds on controls only: leave constraints and state_bounds out")
         self.comm: MPI.Comm = problem.comm
-        self.basis = basis
+        self.basis, self.size = basis, basis.size
         self.full = problem.reduced_functional()  # sets the state's Dirichlet values
         self._origin = np.array(forms.owned_values(system.lagrangian.state) if origin is None else origin)
         self.certificate = GradientCertificate(
@@ -116,7 +117,8 @@ class ReducedControl:
         self._control = self.create_vector()
         self._solved = False
         self._state = self._adjoint = np.zeros(basis.size)
-        self._blocks: Blocks | None = None
+        self._products = ModeProducts(basis)
+        self._hessian: ProjectedHessian | None = None
 
     # What `Functional` asks for --------------------------------------------------------------------------------------
 
@@ -161,26 +163,9 @@ class ReducedControl:
     def hessian_action(self, control: PETSc.Vec, direction: PETSc.Vec, out: PETSc.Vec) -> None:
         """Set the covector J_r''(u) d. Collective: yes."""
         self._solve(control)
-        if self._blocks is None:
-            self._blocks = self._system.assemble_blocks()
-        blocks, modes = self._blocks, self.basis.modes
-        operator = self._project(blocks.state_operator)
-        state = -_solve_dense(operator, self._sum(self._times(blocks.control_operators, direction)))
-        right = self._sum(self._times(blocks.state_control, direction))
-        if blocks.state_state is not None:
-            right = right + self._project(blocks.state_state) @ state
-        adjoint = -_solve_dense(operator.T, right)
-        for j, (mixed, control_operator) in enumerate(zip(blocks.state_control, blocks.control_operators, strict=True)):
-            total = np.zeros(self._layout.sizes[j])
-            for block, field in ((mixed, modes @ state), (control_operator, modes @ adjoint)):
-                if block is not None:
-                    total += _multiply(block, field, transpose=True)
-            for i in range(len(self._system.controls)):
-                block = blocks.control_control[min(i, j)][max(i, j)]  # only the upper triangle is stored
-                if block is not None:
-                    total += _multiply(block, self._layout.read(direction, i), transpose=i < j)
-            total[self._system.idle[j]] = 0.0  # the blocks have ones there
-            self._layout.write(out, j, total)
+        if self._hessian is None:
+            self._hessian = ProjectedHessian(self._system, self._products)
+        self._hessian.mult(direction, out)
 
     # The model of an optimiser ---------------------------------------------------------------------------------------
 
@@ -239,8 +224,7 @@ class ReducedControl:
                 self.basis = dataclasses.replace(self.basis, modes=np.column_stack([self.basis.modes, mode / rest]))
         added = self.basis.size - self._state.size
         self._state, self._adjoint = np.pad(self._state, (0, added)), np.pad(self._adjoint, (0, added))
-        self._constant = None
-        self._forget()
+        self._renew_products()
 
     # State and adjoint -----------------------------------------------------------------------------------------------
 
@@ -253,11 +237,18 @@ class ReducedControl:
             raise InputError("the basis is empty: call enrich(control) first, or hand over a basis")
         self._forget()
         control.copy(self._control)
-        self._solve_state()
-        operator = self._jacobian()
         self._adjoint = np.zeros(self.basis.size)
+        found = solve_reduced(self, self._state, _NEWTON)
+        if not found.converged:
+            self._state = np.zeros(self.basis.size)
+            raise ConvergenceError(
+                f"the reduced state equation could not be solved with {self.basis.size} modes: {found.why}; enrich the "
+                "basis at a control nearer to this one, or take a shorter step"
+            )
+        self._state = found.coordinates
         self._place()
-        self._adjoint = -_solve_dense(operator.T, self._residual(0))
+        operator = self._jacobian()
+        self._adjoint = -solve_small(operator.T, self._residual(0))
         self._place()
         self._solved = True
 
@@ -265,31 +256,17 @@ class ReducedControl:
         for j, field in enumerate(self._system.controls):
             field.set_coordinates(self._layout.read(control, j))
 
-    def _solve_state(self) -> None:
-        """Newton's method on the coordinates, with step halving. Collective: yes."""
+    def update(self) -> None:
+        """Take over nothing: the controls stand in the forms. Collective: no."""
+
+    def evaluate(self, coordinates: Array, *, jacobian: bool = True) -> tuple[Array, Array | None]:
+        """Return Z' F(y_0 + Z a, u), shape (r,), and Z' F_y Z, shape (r, r), at the present controls. Collective: yes.
+
+        So the state equation is a `pdeopt.reduced_order.ReducedSystem`.
+        """
+        self._state = coordinates
         self._place()
-        residual = self._residual(self._system.adjoint_field)
-        for _ in range(_NEWTON_STEPS):
-            step = -_solve_dense(self._jacobian(), residual)
-            start, norm = self._state, float(np.linalg.norm(residual))
-            converged = float(np.linalg.norm(step)) <= _STEP * float(np.linalg.norm(start + step))
-            for halving in range(_HALVINGS):
-                self._state = start + 0.5**halving * step
-                self._place()
-                if self._system.affine_state:
-                    return
-                residual = self._residual(self._system.adjoint_field)
-                if converged or float(np.linalg.norm(residual)) < norm:
-                    break
-            else:
-                break
-            if converged:
-                return
-        self._state = np.zeros(self.basis.size)
-        raise ConvergenceError(
-            f"the reduced state equation could not be solved: its residual stays at {norm:.3e} with {self.basis.size} "
-            "modes; enrich the basis at a control nearer to this one, or take a shorter step"
-        )
+        return self._residual(self._system.adjoint_field), self._jacobian() if jacobian else None
 
     def _place(self) -> None:
         """Set the problem's state and adjoint to those of the model. Collective: yes."""
@@ -302,74 +279,33 @@ class ReducedControl:
         """Return Z' A Z at the present unknowns, shape (r, r). Collective: yes."""
         if self._system.linear_state:
             if self._constant is None:
-                self._constant = self._project(self._operator)
+                self._constant = self._products.matrix(self._operator)
             return self._constant
         self._system.reassemble_state_operator(self._operator)
-        return self._project(self._operator)
+        return self._products.matrix(self._operator)
 
     def _residual(self, field: int) -> Array:
         """Return Z' L_y or Z' L_p at the present unknowns, shape (r,). Collective: yes."""
         self._system.assemble_derivative(field, self._work)
-        return self._sum(self._system.layout.read(self._work, field))
-
-    def _project(self, matrix: PETSc.Mat) -> Array:
-        modes = self.basis.modes
-        dense = PETSc.Mat().createDense(
-            ((modes.shape[0], PETSc.DETERMINE), (PETSc.DECIDE, modes.shape[1])),
-            array=np.asfortranarray(modes),
-            comm=self.comm,
-        )
-        dense.assemble()
-        product = matrix.matMult(dense)
-        projected = self._sum(np.array(product.getDenseArray(readonly=True)))
-        product.destroy()
-        dense.destroy()
-        return projected
-
-    def _sum(self, local: Array) -> Array:
-        """Return Z' times fields or a covector, the same on all ranks. Collective: yes."""
-        mine = np.ascontiguousarray(self.basis.modes.T @ local)
-        total = np.empty_like(mine)
-        self.comm.Allreduce(mine, total)
-        return total
-
-    def _times(self, operators: list[PETSc.Mat | None], control: PETSc.Vec) -> Array:
-        """Return sum_j operators[j] u_j, shape (owned,). Collective: yes."""
-        total = np.zeros(self._system.layout.sizes[0])
-        for j, operator in enumerate(operators):
-            if operator is not None:
-                total += _multiply(operator, self._layout.read(control, j))
-        return total
+        return self._products.covector(self._system.layout.read(self._work, field))
 
     def _forget(self) -> None:
         self._solved = False
-        if self._blocks is not None:
-            self._blocks.destroy()
-            self._blocks = None
+        if self._hessian is not None and not self._system.linear_quadratic:
+            self._hessian.destroy()
+            self._hessian = None
+
+    def _renew_products(self) -> None:
+        """Let the small matrices follow the basis. Collective: yes."""
+        self._solved, self._constant, self.size = False, None, self.basis.size
+        for item in (self._hessian, self._products):
+            if item is not None:
+                item.destroy()
+        self._hessian, self._products = None, ModeProducts(self.basis)
 
     def destroy(self) -> None:
         """Free the PETSc objects, not the basis. Collective: yes."""
-        self._forget()
-        for item in (self._work, self._operator, self._control, self.certificate, self.full):
+        if self._hessian is not None:
+            self._hessian.destroy()
+        for item in (self._products, self._work, self._operator, self._control, self.certificate, self.full):
             item.destroy()
-
-
-def _solve_dense(matrix: Array, right: Array) -> Array:
-    """Return the solution of a small system; all ranks have the same. Collective: no."""
-    try:
-        return np.asarray(np.linalg.solve(matrix, right))
-    except np.linalg.LinAlgError as error:
-        raise ConvergenceError(
-            f"the state operator is singular on the {matrix.shape[0]} modes: enrich the basis, or start elsewhere"
-        ) from error
-
-
-def _multiply(matrix: PETSc.Mat, values: Array, transpose: bool = False) -> Array:
-    """Return a matrix, or its transpose, times owned values. Collective: yes."""
-    given, out = matrix.createVecs() if not transpose else matrix.createVecs()[::-1]
-    given.array[:] = values
-    (matrix.multTranspose if transpose else matrix.mult)(given, out)
-    result = np.array(out.array_r)
-    given.destroy()
-    out.destroy()
-    return result

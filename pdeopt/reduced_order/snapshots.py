@@ -166,7 +166,7 @@ class Snapshots:
         return rows
 
     def _extend(self, columns: Array, rows: Array) -> None:
-        agreed = self.comm.bcast(rows.tobytes())
+        agreed = self.comm.bcast((columns.shape[1], rows.tobytes()))
         with collective_errors(self.comm):
             owned = self.inner_product.owned
             if columns.shape[0] != owned:
@@ -178,7 +178,11 @@ class Snapshots:
                 raise InputError(
                     f"snapshot {self._count + broken[0]} has NaN or infinite values: look at the solve that it is from"
                 )
-            if rows.tobytes() != agreed:
+            if columns.shape[1] != agreed[0]:
+                raise InputError(
+                    f"this rank adds {columns.shape[1]} snapshots and rank 0 adds {agreed[0]}: add as many"
+                )
+            if rows.tobytes() != agreed[1]:
                 raise InputError("the parameters of a snapshot differ between ranks: draw them alike on all of them")
         total = self._count + columns.shape[1]
         if total > self._columns.shape[1]:

@@ -8,10 +8,10 @@ import dolfinx
 import numpy as np
 import pytest
 
-from pdeopt.control import taylor_test
+from pdeopt.control import minimise, taylor_test
 from pdeopt.fem import forms
 from pdeopt.problems import BratuControl, CoefficientInversion, MaurerMittelmannControl, PoissonControl
-from pdeopt.reduced_order import Basis, InnerProduct, ReducedControl
+from pdeopt.reduced_order import Basis, InnerProduct, ReducedControl, minimise_by_model
 from pdeopt.report import ConvergenceError, InputError, OptionError
 
 
@@ -191,3 +191,36 @@ def test_what_cannot_be_answered_is_an_error_on_all_ranks():
     elsewhere = InnerProduct(dolfinx.fem.functionspace(square(), ("Lagrange", 2)))
     with pytest.raises(InputError, match="state's space"):
         ReducedControl(problem, Basis(elsewhere, np.empty((elsewhere.owned, 0))))
+
+
+@pytest.mark.parallel([1, 2])
+def test_the_trust_region_ends_at_a_minimum_of_the_full_problem():
+    """Far fewer full solves than the full optimiser needs, even where the first models mislead."""
+    for make, most in (
+        (CASES["bratu"], 6),
+        (lambda: CoefficientInversion(square(), gamma=1e-8, epsilon=1.0, degree=1).problem, 16),
+    ):
+        problem = make()
+        model = empty_model(problem)
+        seen = []
+        report = minimise_by_model(model, rtol=1e-7, monitor=lambda iteration, norm, seen=seen: seen.append(norm))
+        assert report.residuals[-1] <= 1e-7 * report.residuals[0]
+        assert seen[0] == report.residuals[0]
+        assert model.full.state_solves <= most, report
+        control = model.create_vector()
+        model.get_control(control)
+        # What is left behind is the full problem's: its gradient vanishes at the functions as they stand.
+        _, derivative = full_answer(model, control)
+        assert model.certificate.dual_norm(derivative) <= 1.01e-7 * report.residuals[0]
+        reference = make().reduced_functional()
+        assert minimise(reference, "bntr", rtol=1e-9).quantities["objective"] == pytest.approx(
+            report.quantities["objective"], rel=1e-6
+        )
+        with pytest.raises(ConvergenceError, match="max_iterations"):
+            minimise_by_model(empty_model(make()), rtol=1e-12, max_iterations=1)
+
+
+def test_the_trust_region_refuses_bounds():
+    problem = PoissonControl(square(), bounds=(0.0, 0.1)).problem
+    with pytest.raises(OptionError, match="bounds"):
+        minimise_by_model(empty_model(problem))

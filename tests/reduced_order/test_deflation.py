@@ -1,5 +1,7 @@
 """The coarse correction: symmetric, exact on the basis, worth its while over weak preconditioners, any rank count."""
 
+import tracemalloc
+
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -106,7 +108,14 @@ def test_fewer_iterations_to_the_same_answer_from_python_and_from_options():
     assert ksp.getIterationNumber() <= 0.7 * plain.getIterationNumber()
     assert context.report.quantities == {"modes": 9, "applications": context.applications}
     assert context.applications >= ksp.getIterationNumber()
-    # On a right-hand side whose answer the basis holds, one application tells.
+    tracemalloc.start()
+    ksp.getPC().apply(case.right, found)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    ksp.getPC().apply(case.right, found)
+    grown = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert grown <= 2000  # some handles, and no array
     for given in (case.basis, case.basis.modes):
         again = PETSc.KSP().create(COMM)
         again.setOperators(case.matrix)
@@ -141,6 +150,7 @@ def test_what_does_not_fit_is_refused_on_all_ranks(tmp_path):
     doubled = np.hstack([case.basis.modes, case.basis.modes[:, :1]])
     for problem, basis, kind, message in (
         (case, None, OptionError, "pc_deflation_basis is missing"),
+        (case, "mine", OptionError, "pc_deflation_basis names 'mine', which the application context does not have"),
         (case, case.basis.modes[1:], InputError, "the basis has the shape"),
         (case, nan, InputError, "NaN or infinite"),
         (case, doubled, InputError, "linearly dependent"),

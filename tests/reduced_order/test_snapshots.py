@@ -103,6 +103,9 @@ def test_what_cannot_be_used_is_the_same_error_on_all_ranks_and_is_not_kept():
         with pytest.raises(InputError, match=message) as caught, np.errstate(invalid="ignore"):
             snapshots.append(field, values)
         assert len(set(COMM.allgather(str(caught.value)))) == 1
+    if COMM.size > 1:
+        with pytest.raises(InputError, match="and rank 0 adds 1"):
+            Snapshots(inner).extend(columns[:, : 1 + COMM.rank])
     with pytest.raises(InputError, match="announce their number"):
         Snapshots(inner).append(good, parameter)
     assert len(snapshots) == 2
