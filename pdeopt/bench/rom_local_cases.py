@@ -13,7 +13,7 @@ from pdeopt.parallel import random_stream
 from pdeopt.problems.moving_source import NARROW, MovingSource
 from pdeopt.problems.neo_hookean_block import NeoHookeanBlock
 from pdeopt.problems.thermoplastic_plate import ThermoplasticPlate
-from pdeopt.reduced_order.dissimilarity import Indices
+from pdeopt.reduced_order.dissimilarity import Indices, check_groups
 from pdeopt.reduced_order.inner_product import Array, InnerProduct
 from pdeopt.reduced_order.snapshots import Snapshots
 
@@ -53,6 +53,28 @@ class Family:
     modes: int
     odd: bool
 
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return len(self.features)
+
+    @property
+    def groups(self) -> list[Indices]:
+        """Snapshots of each item."""
+        return check_groups(self.trajectories, len(self.gram))
+
+    def split(self, stream: np.random.Generator) -> tuple[Indices, Indices]:
+        """Return training and unseen items."""
+        order = stream.permutation(self.items)
+        return np.sort(order[: self.training]), np.sort(order[self.training :])
+
+    def part(self, items: Indices) -> tuple[Indices, Indices | None]:
+        """Return the snapshots of some items, and the trajectories of these, numbered anew."""
+        columns = np.concatenate([self.groups[item] for item in items])
+        if self.trajectories is None:
+            return columns, None
+        return columns, np.repeat(np.arange(items.size), columns.size // items.size)
+
 
 def families(comm: MPI.Comm, seed: int, quick: bool) -> Iterator[Family]:
     """Solve for the snapshots of each problem in turn. Collective: yes."""
@@ -84,9 +106,10 @@ def _block(comm: MPI.Comm, seed: int, quick: bool) -> Family:
         case = NeoHookeanBlock(comm, number)
         parameters = case.parameters(count, "bench.rom_local.block", seed)
         grams.append(_solve_all(case, case.solver("local_block_"), parameters).gram())
+    fine, coarse = grams
     features = np.column_stack([parameters[:, :2], np.log(parameters[:, 2:])])
     place, sizes = features[:, :1], _size(quick)
-    return Family("Neo-Hooke block", *grams, features, place, None, count // 2, *sizes, False)
+    return Family("Neo-Hooke block", fine, coarse, features, place, None, count // 2, *sizes, False)
 
 
 def _plate(comm: MPI.Comm, seed: int, quick: bool) -> Family:
@@ -96,13 +119,15 @@ def _plate(comm: MPI.Comm, seed: int, quick: bool) -> Family:
         case = ThermoplasticPlate(comm, number, prefix="local_plate_")
         parameters = case.parameters(count, "bench.rom_local.plate", seed)
         snapshots = Snapshots(InnerProduct(case.space, bcs=case.bcs))
-        steps = [snapshots.extend(case.solve_trajectory(parameter).unknowns) for parameter in parameters]
+        for parameter in parameters:
+            snapshots.extend(case.solve_trajectory(parameter).unknowns)
         grams.append(snapshots.gram())
         case.solver.destroy()
-    trajectories = np.repeat(np.arange(count), len(snapshots) // len(steps))
+    fine, coarse = grams
+    trajectories = np.repeat(np.arange(count), len(snapshots) // count)
     features = _scaled(parameters)
     place, sizes = features[:, :4], _size(quick)
-    return Family("plastic plate", *grams, features, place, trajectories, 3 * count // 4, *sizes, True)
+    return Family("plastic plate", fine, coarse, features, place, trajectories, 3 * count // 4, *sizes, True)
 
 
 def _size(quick: bool) -> tuple[int, int]:

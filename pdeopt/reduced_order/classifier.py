@@ -7,7 +7,7 @@ of the bases that it proposes is handed to all ranks.
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -21,6 +21,13 @@ from pdeopt.report import ConvergenceError, InputError
 
 # Reduced coordinates in the basis of a label, and the relative dual norm of the residual there (or another indicator).
 type LocalSolver = Callable[[int, Array], tuple[Array, float]]
+
+
+class Ranking(Protocol):
+    """What proposes local bases."""
+
+    def ranking(self, feature: Array, /) -> Indices:
+        """Return all labels for one parameter, the most probable first. Collective: yes."""
 
 
 class BasisClassifier:
@@ -150,7 +157,7 @@ class CheckedChoice:
     Parameters
     ----------
     classifier
-        Has ``ranking(parameter)``, such as `BasisClassifier`.
+        Such as `BasisClassifier`.
     solve
         Called with a label and a parameter; returns the reduced coordinates and a *relative* residual norm (or
         indicator), alike on all ranks. A solve that fails returns inf or NaN for it.
@@ -162,7 +169,7 @@ class CheckedChoice:
     Residuals in different bases are compared with each other, so they must be those of the same full equations.
     """
 
-    def __init__(self, classifier: BasisClassifier, solve: LocalSolver, limit: float = 0.0) -> None:
+    def __init__(self, classifier: Ranking, solve: LocalSolver, limit: float = 0.0) -> None:
         self.classifier, self.limit, self._solve = classifier, limit, solve
 
     def calibrate(self, parameters: Array, coverage: float = 0.9) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -20,8 +20,10 @@ from pdeopt.reduced_order.integrands import integrand_blocks
 from pdeopt.reduced_order.nonnegative import FitOutcome, NonnegativeFit
 from pdeopt.report import ConvergenceError, InputError
 
-# Cells are added in blocks of this part of those chosen so far.
-_GROWTH = 0.1
+# Cells enter in blocks of this part of those chosen so far, but of so many at least, from so many times as many
+# candidates, which are the best of so many times as many groups of cells.
+_GROWTH, _LEAST = 0.2, 8
+_POOL, _GROUPS = 2, 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +64,29 @@ class Cubature:
         return int(self.cells.size)
 
 
+class Integrated(Protocol):
+    """What a cubature has to integrate, such as `CompressedIntegrands`.
+
+    Attributes
+    ----------
+    mesh, comm
+        The mesh and its communicator.
+    tolerance
+        The smallest error that a cubature may be asked for.
+    volumes, total_volume
+        Measure of each owned cell, and of all.
+    """
+
+    mesh: dolfinx.mesh.Mesh
+    comm: MPI.Comm
+    tolerance: float
+    volumes: Array
+    total_volume: float
+
+    def rows(self) -> Array:
+        """Return A, shape (k, owned cells): weights w have the error |A (w - 1)|. Collective: yes."""
+
+
 def all_cells(mesh: dolfinx.mesh.Mesh) -> Cubature:
     """Return the cubature without reduction: all cells with weight one. Collective: yes."""
     cells = np.sort(np.concatenate(mesh.comm.allgather(_original_cells(mesh))))
@@ -69,19 +94,20 @@ def all_cells(mesh: dolfinx.mesh.Mesh) -> Cubature:
 
 
 def select_cells(
-    integrands: CompressedIntegrands,
+    integrands: Integrated,
     tolerance: float | None = None,
     *,
     block: int | None = None,
     start: Cubature | None = None,
+    among: npt.NDArray[np.int64] | None = None,
 ) -> Cubature:
     """Choose cells and weights w >= 0 with |A (w - 1)| <= tolerance and the exact volume, sum w_c |c| = |domain|.
 
     Non-negative orthogonal matching pursuit: the cells whose columns lower the error most steeply enter, then all
     weights are fitted anew by non-negative least squares (Hernandez, Caicedo and Ferrer 2017 for one cell at a time).
-    Here they enter in blocks, a tenth of those chosen so far; the last block is halved until as few as possible of it
-    reach the tolerance. Equal merits are told apart by the original index, so that the choice does not depend on the
-    number of ranks.
+    Here the search over all cells gives a pool of candidates, from which a block of cells, a fifth of those chosen so
+    far, enters one by one with exact fits before all cells are searched again. Equal merits are told apart by the
+    original index, so that the choice does not depend on the number of ranks.
 
     Parameters
     ----------
@@ -90,9 +116,11 @@ def select_cells(
     tolerance
         Relative error in the reduced residual; by default, and at least, that of the integrands' compression.
     block
-        Largest number of cells that enter at once, unlimited by default; 1 is the plain method.
+        Largest number of cells between two searches, unlimited by default; 1 is the plain method.
     start
-        A cubature to start from, for integrands that have changed a little.
+        A cubature of the same mesh to start from, for integrands of further states or modes.
+    among
+        Original indices of the cells to choose from; all by default.
 
     Raises
     ------
@@ -109,19 +137,19 @@ def select_cells(
             f"tolerance = {tolerance:g} is below that of the compressed integrands, {integrands.tolerance:g}: "
             "compress them anew for it"
         )
-    pool = _Candidates(integrands)
-    chosen = pool.extend(pool.nothing(), pool.first() if start is None else start.cells)
-    while (error := chosen.outcome.error) > tolerance:
-        wanted = max(1, int(_GROWTH * chosen.outcome.labels.size))
-        cells = pool.best(chosen.outcome, wanted if block is None else min(block, wanted))
-        if cells.size == 0:
+    pool = _Candidates(integrands, among)
+    found = pool.first() if start is None else pool.take(start.cells, start.weights)
+    while found.error > tolerance:
+        many = max(_LEAST, int(_GROWTH * found.labels.size))
+        before = found.error
+        found = pool.improve(found, many if block is None else min(block, many), tolerance)
+        if not found.error < before:
             raise ConvergenceError(
-                f"no cell lowers the cubature's error of {error:.2e} any more, and {tolerance:.2e} was asked for: "
+                f"no cell lowers the cubature's error of {before:.2e} any more, and {tolerance:.2e} was asked for: "
                 "raise the tolerance"
             )
-        chosen = _shortest(pool, chosen, cells, tolerance)
-    order = np.argsort(chosen.outcome.labels)
-    return Cubature(chosen.outcome.labels[order], chosen.outcome.weights[order], chosen.outcome.error)
+    order = np.argsort(found.labels)
+    return Cubature(found.labels[order], found.weights[order], found.error)
 
 
 def empirical_cubature(
@@ -152,93 +180,98 @@ def empirical_cubature(
     return select_cells(integrands)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Chosen:
-    """What is chosen so far, known to all ranks, and the fit with its columns, which rank 0 has alone.
+class _Candidates:
+    """The columns of all cells, distributed as the cells are.
 
-    One rank fits and hands on: another machine's rounding must not let the ranks choose differently.
+    Rank 0 alone fits the weights and hands them on: another machine's rounding must not let the ranks choose
+    differently.
     """
 
-    outcome: FitOutcome
-    fit: NonnegativeFit | None
-
-
-def _shortest(pool: "_Candidates", chosen: _Chosen, cells: npt.NDArray[np.int64], tolerance: float) -> _Chosen:
-    """Let cells enter; if all of them reach the tolerance, look for the fewest that do."""
-    extended = pool.extend(chosen, cells)
-    fewest, most = 0, cells.size
-    while extended.outcome.error <= tolerance and most - fewest > 1:
-        middle = (fewest + most) // 2
-        candidate = pool.extend(chosen, cells[:middle])
-        if candidate.outcome.error <= tolerance:
-            extended, most = candidate, middle
-        else:
-            fewest = middle
-    return extended
-
-
-class _Candidates:
-    """The columns of all cells, distributed as the cells are."""
-
-    def __init__(self, integrands: CompressedIntegrands) -> None:
+    def __init__(self, integrands: Integrated, among: npt.NDArray[np.int64] | None) -> None:
         self.comm = integrands.comm
         self.rows = integrands.rows()
         self.volumes, self.total = integrands.volumes, integrands.total_volume
         self.original = _original_cells(integrands.mesh)
         self.target = self.rows.sum(axis=1)
         self.comm.Allreduce(MPI.IN_PLACE, self.target)
+        if among is not None:
+            inside = np.isin(self.original, among)
+            self.rows, self.volumes, self.original = self.rows[:, inside], self.volumes[inside], self.original[inside]
         squares = np.einsum("kc,kc->c", self.rows, self.rows) + (self.volumes / self.total) ** 2
         self.norms = np.sqrt(squares)
+        self.all_cells = integrands.mesh.topology.index_map(integrands.mesh.topology.dim).size_global
+        self._fit = NonnegativeFit(self.target, self.total)
 
-    def first(self) -> npt.NDArray[np.int64]:
-        """Return the cell that does best alone. Collective: yes."""
-        alone = self.rows * (self.total / self.volumes) - self.target[:, None]
-        return self._largest(-np.linalg.norm(alone, axis=0), 1)
+    def first(self) -> FitOutcome:
+        """Let the cell enter that does best alone. Collective: yes."""
+        scale = self.total / self.volumes
+        squares = np.einsum("kc,kc->c", self.rows, self.rows)
+        cell = self._largest(2.0 * scale * (self.target @ self.rows) - scale**2 * squares, 1)
+        return self.take(cell, np.ones(1))
 
-    def best(self, outcome: FitOutcome, count: int) -> npt.NDArray[np.int64]:
-        """Return at most so many cells that lower the error, those with the steepest descent first. Collective: yes."""
-        slopes = (outcome.residual @ self.rows + outcome.multiplier * self.volumes) / self.norms
-        slopes[slopes <= 1e-12 * outcome.error] = -np.inf
-        slopes[np.isin(self.original, outcome.labels)] = -np.inf
-        return self._largest(slopes, count)
-
-    def nothing(self) -> _Chosen:
-        """Return the empty choice. Collective: no."""
-        fit = NonnegativeFit(self.target, self.total)
-        return _Chosen(fit.outcome, fit)
-
-    def extend(self, chosen: _Chosen, cells: npt.NDArray[np.int64]) -> _Chosen:
-        """Let cells enter that any rank may own. Collective: yes."""
-        local = np.zeros((self.target.size + 1, cells.size))
-        order = np.argsort(cells)
-        place = order[np.minimum(np.searchsorted(cells, self.original, sorter=order), cells.size - 1)]
-        here = cells[place] == self.original
-        local[:-1, place[here]] = self.rows[:, here]
-        local[-1, place[here]] = self.volumes[here]
-        packed = np.empty_like(local)
-        self.comm.Reduce(local, packed)
-        fits: list[NonnegativeFit] = []
+    def take(self, cells: npt.NDArray[np.int64], weights: Array) -> FitOutcome:
+        """Let cells enter all at once, with weights to start from. Collective: yes."""
+        self._offer(cells)
 
         def fit() -> FitOutcome:
+            self._fit.take_all(weights)
+            return self._fit.outcome
+
+        return on_root(self.comm, fit)
+
+    def improve(self, found: FitOutcome, count: int, tolerance: float) -> FitOutcome:
+        """Let so many of the cells with steep descent enter, one after another. Collective: yes."""
+        slopes = (found.residual @ self.rows + found.multiplier * self.volumes) / self.norms
+        slopes[slopes <= 1e-12 * found.error] = -np.inf
+        slopes[np.isin(self.original, found.labels)] = -np.inf
+        self._offer(self._largest(slopes, _POOL * count if count > 1 else 1))
+
+        def fit() -> FitOutcome:
+            self._fit.improve(count, tolerance)
+            return self._fit.outcome
+
+        return on_root(self.comm, fit)
+
+    def _offer(self, cells: npt.NDArray[np.int64]) -> None:
+        local = np.zeros((self.target.size + 1, cells.size))
+        if cells.size:
+            order = np.argsort(cells)
+            place = order[np.minimum(np.searchsorted(cells, self.original, sorter=order), cells.size - 1)]
+            here = cells[place] == self.original
+            local[:-1, place[here]] = self.rows[:, here]
+            local[-1, place[here]] = self.volumes[here]
+        packed = np.empty_like(local)
+        self.comm.Reduce(local, packed)
+
+        def offer() -> None:
             if np.any(packed[-1] == 0.0):
                 raise InputError("the cubature to start from has cells that this mesh lacks: choose anew")
-            assert chosen.fit is not None
-            fits.append(chosen.fit.extended(cells, packed[:-1], packed[-1]))
-            return fits[0].outcome
+            self._fit.offer(cells, packed[:-1], packed[-1])
 
-        return _Chosen(on_root(self.comm, fit), fits[0] if fits else None)
+        on_root(self.comm, offer)
 
     def _largest(self, merits: Array, count: int) -> npt.NDArray[np.int64]:
-        """Return the cells with the largest merits, those equal to nine digits by their original index."""
+        """Return cells with the largest merits, at most one of each group of cells that follow each other in the input.
+
+        Neighbours have nearly the same integrands: where one has entered, the others are of no use. Merits equal to
+        nine digits are told apart by the original index. Collective: yes.
+        """
         scale = np.array(np.abs(merits[np.isfinite(merits)]).max(initial=0.0))
         self.comm.Allreduce(MPI.IN_PLACE, scale, MPI.MAX)
         rounded = np.round(merits / max(float(scale), np.finfo(float).tiny), 9)
-        local = np.flatnonzero(np.isfinite(rounded))
-        local = local[np.lexsort((self.original[local], -rounded[local]))][:count]
-        gathered = self.comm.allgather((rounded[local], self.original[local]))
-        values = np.concatenate([pair[0] for pair in gathered])
-        cells = np.concatenate([pair[1] for pair in gathered])
-        return cells[np.lexsort((cells, -values))][:count]
+        finite = np.flatnonzero(np.isfinite(rounded))
+        groups = self.original * (_GROUPS * count) // self.all_cells if count > 1 else np.zeros_like(self.original)
+        local = finite[_first_of_each(groups[finite], rounded[finite], self.original[finite])]
+        gathered = self.comm.allgather((groups[local], rounded[local], self.original[local]))
+        groups, values, cells = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+        chosen = _first_of_each(groups, values, cells)
+        return cells[chosen][np.lexsort((cells[chosen], -values[chosen]))][:count]
+
+
+def _first_of_each(groups: npt.NDArray[np.int64], values: Array, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """Return where each group has its largest value, the lowest cell where there are several."""
+    order = np.lexsort((cells, -values, groups))
+    return order[np.unique(groups[order], return_index=True)[1]]
 
 
 def _original_cells(mesh: dolfinx.mesh.Mesh) -> npt.NDArray[np.int64]:

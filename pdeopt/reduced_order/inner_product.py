@@ -18,7 +18,7 @@ from pdeopt.report import InputError
 type Array = npt.NDArray[np.float64]
 type Integrand = Callable[[Expr, Expr], ufl.Form]
 
-_BLOCK = 40  # columns multiplied at a time
+_BLOCK = 20  # columns multiplied at a time
 
 
 def _l2(u: Expr, v: Expr) -> ufl.Form:
@@ -79,6 +79,7 @@ class InnerProduct:
         self.matrix.setOption(PETSc.Mat.Option.SPD, True)
         self.owned = forms.owned_size(space)
         self._solver: PETSc.KSP | None = None
+        self._image: PETSc.Mat | None = None  # M times some fields
 
     def apply(self, columns: Array) -> Array:
         """Return M times fields, shape (owned, n). Collective: yes."""
@@ -145,9 +146,9 @@ class InnerProduct:
 
     def destroy(self) -> None:
         """Free the matrix and its factor. Collective: yes."""
-        self.matrix.destroy()
-        if self._solver is not None:
-            self._solver.destroy()
+        for handle in (self.matrix, self._solver, self._image):
+            if handle is not None:
+                handle.destroy()
 
     def _sum(self, local: Array) -> Array:
         total = np.empty_like(local)
@@ -155,23 +156,24 @@ class InnerProduct:
         return total
 
     def _images(self, columns: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield M times some columns at a time, in memory that the next ones overwrite: to allocate costs as much.
+        """Yield M times some columns at a time, in memory that the next ones overwrite.
+
+        That memory is kept: to touch the pages of a new one would cost as much as the product. So all blocks are of one
+        width, and the last one begins inside of the one before.
 
         Collective: yes.
         """
-        count, product = columns.shape[1], None
+        count = columns.shape[1]
+        width = min(count, _BLOCK)
         for start in range(0, count, _BLOCK):
-            block = slice(start, min(start + _BLOCK, count))
-            width = block.stop - start
+            block = slice(min(start, count - width), min(start + width, count))
             fields = self._dense(columns[:, block])
-            if product is not None and product.getSize()[1] != width:
-                product.destroy()
-                product = None
-            product = self.matrix.matMult(fields, product)
-            yield block, product.getDenseArray(readonly=True)
+            if self._image is not None and self._image.getSize()[1] != width:
+                self._image.destroy()
+                self._image = None
+            self._image = self.matrix.matMult(fields, self._image)
+            yield block, self._image.getDenseArray(readonly=True)
             fields.destroy()
-        if product is not None:
-            product.destroy()
 
     def _dense(self, columns: Array) -> PETSc.Mat:
         dense = PETSc.Mat().createDense(

@@ -40,10 +40,10 @@ class FitOutcome:
 class NonnegativeFit:
     """min |A x - b| over x >= 0 with v' x = V, by the active-set method of Lawson and Hanson (1974, chapter 23).
 
-    Columns come in blocks and start from the weights found before, so that a few inner steps settle each block: all
-    entries that reach zero leave at once. The normal equations, scaled to unit columns and with the equality as a
-    further row (an augmented Lagrangian, which makes columns of zeros harmless), are refined with the residual of A
-    itself, as in the corrected seminormal equations of Bjorck (1987).
+    Columns are offered; one after another those enter that lower the error most steeply, and those whose entries reach
+    zero leave. Each step starts from the entries found before. The normal equations, scaled to unit columns and with
+    the equality as a further row (an augmented Lagrangian, which makes columns of zeros harmless), are refined with the
+    residual of A itself, as in the corrected seminormal equations of Bjorck (1987).
 
     Parameters
     ----------
@@ -55,55 +55,71 @@ class NonnegativeFit:
     Attributes
     ----------
     outcome
-        Labels, weights, residual and multiplier.
-    columns, shares
-        A, shape (k, n), and v, shape (n,).
+        Labels, weights, residual and multiplier of the columns that are in.
 
     Collective: no.
     """
 
     def __init__(self, target: Array, total: float) -> None:
-        self.target, self.total = target, total
-        self.columns = np.empty((target.size, 0))
-        self.shares = np.empty(0)
-        self.outcome = FitOutcome(np.empty(0, dtype=np.int64), np.empty(0), target, 0.0)
+        self._target, self._total = target, total
+        # A and below it v / V: first the columns that are in, then those that are offered.
+        self._columns = np.empty((target.size + 1, 0))
         self._gram = np.empty((0, 0))
+        self._labels = np.empty(0, dtype=np.int64)
+        self.outcome = FitOutcome(self._labels, np.empty(0), target, 0.0)
 
-    def extended(self, labels: np.ndarray, columns: Array, shares: Array) -> "NonnegativeFit":
-        """Return the fit with further columns, which may leave it again at once. Collective: no."""
-        fit = NonnegativeFit(self.target, self.total)
-        cross = self.columns.T @ columns
-        fit._gram = np.block([[self._gram, cross], [cross.T, columns.T @ columns]])
-        fit.columns = np.hstack([self.columns, columns])
-        fit.shares = np.concatenate([self.shares, shares])
-        fit._settle(np.concatenate([self.outcome.labels, labels]), np.pad(self.outcome.weights, (0, labels.size)))
-        return fit
+    def offer(self, labels: npt.NDArray[np.int64], columns: Array, shares: Array) -> None:
+        """Let these columns, shape (k, n), take the place of those that were offered before and are not in."""
+        self._select(np.arange(self.outcome.labels.size))
+        new = np.vstack([columns, shares / self._total])
+        cross = self._columns.T @ new
+        self._gram = np.block([[self._gram, cross], [cross.T, new.T @ new]])
+        self._columns = np.hstack([self._columns, new])
+        self._labels = np.concatenate([self._labels, labels])
 
-    def _settle(self, labels: npt.NDArray[np.int64], weights: Array) -> None:
-        """Move towards the solution without signs until it has none but positive entries."""
+    def take_all(self, weights: Array) -> None:
+        """Let all columns enter at once that are offered, from positive entries, shape (n,), up to a factor."""
+        self._settle(weights * (1.0 / (self._columns[-1] @ weights)))
+
+    def improve(self, count: int, tolerance: float) -> None:
+        """Let at most so many columns enter, one after another, until the error reaches the tolerance."""
+        for _ in range(count):
+            inside = self.outcome.labels.size
+            slopes = self.outcome.residual @ self._columns[:-1, inside:]
+            slopes += self.outcome.multiplier * self._total * self._columns[-1, inside:]
+            slopes /= np.sqrt(np.diag(self._gram)[inside:])
+            if self.outcome.error <= tolerance or slopes.max(initial=0.0) <= 1e-12 * self.outcome.error:
+                return
+            best = inside + int(np.argmax(slopes))
+            others = np.setdiff1d(np.arange(inside, self._labels.size), best)
+            self._select(np.concatenate([np.arange(inside), [best], others]))
+            self._settle(np.append(self.outcome.weights, 0.0))
+
+    def _select(self, order: npt.NDArray[np.int64]) -> None:
+        self._labels, self._columns = self._labels[order], self._columns[:, order]
+        self._gram = self._gram[np.ix_(order, order)]
+
+    def _settle(self, weights: Array) -> None:
+        """Move from feasible weights of the first columns towards their best fit until it has no negative entry."""
         while True:
-            wanted, multiplier = self._solve()
+            wanted, multiplier = self._solve(weights.size)
             negative = wanted <= 0.0
             if not np.any(negative):
-                self.outcome = FitOutcome(labels, wanted, self.target - self.columns @ wanted, multiplier)
+                residual = self._target - self._columns[:-1, : wanted.size] @ wanted
+                self.outcome = FitOutcome(self._labels[: wanted.size], wanted, residual, multiplier)
                 return
-            if np.any(weights):
-                ratios = weights[negative] / (weights[negative] - wanted[negative])
-                weights = np.maximum(weights + float(ratios.min()) * (wanted - weights), 0.0)
-                kept = ~(negative & (weights <= 1e-14 * weights.max()))
-            else:  # there are no feasible weights to move from yet
-                kept = wanted > 0.5 * wanted.min()
-            labels, weights = labels[kept], weights[kept]
-            self.columns, self.shares = self.columns[:, kept], self.shares[kept]
-            self._gram = self._gram[np.ix_(kept, kept)]
+            ratios = weights[negative] / (weights[negative] - wanted[negative])
+            weights = np.maximum(weights + float(ratios.min()) * (wanted - weights), 0.0)
+            kept = ~(negative & (weights <= 1e-14 * weights.max()))
+            self._select(np.concatenate([np.flatnonzero(kept), np.arange(weights.size, self._labels.size)]))
+            weights = weights[kept]
 
-    def _solve(self) -> tuple[Array, float]:
-        """Return the solution without signs and the multiplier of the equality."""
+    def _solve(self, count: int) -> tuple[Array, float]:
+        """Return the best fit of the first columns without signs, and the multiplier of the equality."""
         algebra = require_package("scipy.linalg")
-        row = self.shares / self.total
-        gram = self._gram + np.outer(row, row)
-        scale = 1.0 / np.sqrt(np.diag(gram))
-        matrix = gram * np.outer(scale, scale)
+        columns, row = self._columns[:-1, :count], self._columns[-1, :count]
+        scale = 1.0 / np.sqrt(np.diag(self._gram)[:count])
+        matrix = self._gram[:count, :count] * np.outer(scale, scale)
         matrix[np.diag_indices_from(matrix)] += _RIDGE
         factor = algebra.cho_factor(matrix, check_finite=False)
 
@@ -114,9 +130,9 @@ class NonnegativeFit:
         unknown: Array = np.zeros_like(row)
         multiplier = 0.0
         for _ in range(3):
-            gradient = self.columns.T @ (self.target - self.columns @ unknown) + multiplier * row
+            gradient = columns.T @ (self._target - columns @ unknown) + multiplier * row
             step, lack = solve(gradient), 1.0 - row @ unknown
             change = (lack - row @ step) / (row @ toward)
             unknown += step + change * toward
             multiplier += float(change)
-        return unknown, multiplier / self.total
+        return unknown, multiplier / self._total

@@ -17,6 +17,8 @@ from pdeopt.report import SNES_ADVICE, InputError, OptionError, SolveReport
 
 _LOGGER = logging.getLogger(__name__)
 _CERTIFY = ("true", "false", "indicator")
+# What PETSc also takes for truth.
+_WORDS = dict.fromkeys(("", "1", "yes", "on"), "true") | dict.fromkeys(("0", "no", "off"), "false")
 _FULL = {"snes_type": "newtonls", "ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
 
 
@@ -46,6 +48,8 @@ class ReducedSettings:
     def __post_init__(self) -> None:
         if not 0.0 < self.tolerance < math.inf:
             raise InputError(f"tolerance is {self.tolerance!r}: give a positive number")
+        word = str(self.certify).lower()
+        object.__setattr__(self, "certify", _WORDS.get(word, word))
         if self.certify not in _CERTIFY:
             raise InputError(f"certify is {self.certify!r}: choose {', '.join(_CERTIFY)}")
         if self.model == "":

@@ -82,13 +82,14 @@ def _cluster(gram: Array, count: int, modes: int, trajectories: Indices | None, 
         return number_clusters(first.labels, separations)
     items = _Items(gram, groups, modes)
     stream = random_stream("cluster_subspaces.starts", seed)
+    few, more = max(1, modes // 6), max(min(2, modes), modes // 3)
     best: tuple[float, Indices] = items.held_out(first.labels, count, modes)[1], first.labels
     for start in range(starts):
         if start % 2:
             labels = stream.permutation(np.arange(len(groups)) % count)
         else:
             labels = cluster(angles, count, starts=1, seed=seed + start).labels
-        labels = items.alternate(labels, count, max(1, modes // (6 if start % 4 < 2 else 3)))
+        labels = items.alternate(labels, count, few if start % 4 < 2 else more)
         error = items.held_out(labels, count, modes)[1]
         if error < best[0]:
             best = error, labels

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from pdeopt.reduced_order.clustering import cluster
 from pdeopt.reduced_order.dissimilarity import align_signs, coordinates, distances, kernel, subspace_kernel
+from pdeopt.reduced_order.subspaces import cluster_subspaces
 from pdeopt.report import InputError
 
 KINDS = ["euclidean", "normalised", "aligned", "sine"]
@@ -108,6 +109,36 @@ def test_planted_subspaces_of_trajectories_are_found():
     assert np.array_equal(cluster(products, 2).labels, labels)
 
 
+def test_subspaces_are_found_that_angles_do_not_show():
+    """Two directions in each of three planes: k-means by angles sees six groups, and planes must not be cut."""
+    stream = np.random.default_rng(5)
+    planes = np.stack([np.linalg.qr(stream.standard_normal((5, 2)))[0] for _ in range(3)], axis=1)
+    labels, angles = np.arange(48) % 3, np.pi / 2 * (np.arange(48) % 2) + 0.2 * stream.standard_normal(48)
+    directions = np.stack([np.cos(angles), np.sin(angles)])
+    columns = np.stack([planes[:, label] @ directions[:, item] for item, label in enumerate(labels)], axis=1)
+    columns *= stream.choice([-1.0, 1.0], 48) * stream.uniform(0.1, 10.0, 48)
+    found = cluster_subspaces(gram(columns), 3, 2)
+    assert same_partition(found.labels, labels)
+    assert not same_partition(cluster(kernel(gram(columns)), 3).labels, labels)
+    # Three trajectories in each plane.
+    groups = np.repeat(np.arange(9), [5, 5, 6, 5, 5, 6, 5, 5, 6])
+    order = np.argsort(labels, kind="stable")
+    found = cluster_subspaces(gram(columns[:, order]), 3, 2, trajectories=groups, starts=6)
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_subspaces_refuse_what_angles_refuse_and_one_cluster_is_one():
+    products = gram(planted()[0])
+    assert cluster_subspaces(products, 1, 3).count == 1
+    with pytest.raises(InputError, match="28 clusters of 27 items"):
+        cluster_subspaces(products, 28, 3)
+    with pytest.raises(InputError, match="0 modes"):
+        cluster_subspaces(products, 2, 0)
+    products[0, 0] = np.inf
+    with pytest.raises(InputError, match="NaN or Inf in row 0"):
+        cluster_subspaces(products, 2, 3)
+
+
 def test_members_and_overlap():
     points = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [5.0]])
     found = cluster(points @ points.T, 2)
@@ -159,8 +190,8 @@ def test_errors_and_labels_reach_all_ranks():
     comm = MPI.COMM_WORLD
     columns, labels = planted()
     products = kernel(gram(columns))
-    found = cluster(products, 3, comm=comm).labels
-    assert same_partition(found, labels)
-    assert all(np.array_equal(found, other) for other in comm.allgather(found))
+    for found in (cluster(products, 3, comm=comm), cluster_subspaces(gram(columns), 3, 3, starts=2, comm=comm)):
+        assert same_partition(found.labels, labels)
+        assert all(np.array_equal(found.labels, other) for other in comm.allgather(found.labels))
     with pytest.raises(InputError, match="40 clusters"):
         cluster(products, 40, comm=comm)

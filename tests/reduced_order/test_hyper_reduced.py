@@ -58,7 +58,7 @@ def newton(system, size):
     raise AssertionError("Newton's method did not converge")
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 2])
 def test_few_cells_solve_the_heat_problem_at_training_and_other_parameters():
     case = MovingSource(square(12))
     inner = InnerProduct(case.space, bcs=case.bcs)

@@ -152,6 +152,7 @@ def test_switched_on_by_options_and_wrong_ones_are_named():
     bare = ReducedModel(case.problem.u, case.basis.truncate(3), case.galerkin(3))
     with pytest.raises(InputError, match="no certificate"):
         ReducedSettings(bare)
+    assert [ReducedSettings(certify=word).certify for word in (True, "off", "YES")] == ["true", "false", "true"]
     with pytest.raises(InputError, match="no indicator"):
         ReducedSettings(bare, certify="indicator")
     with pytest.raises(InputError, match="coordinates"):
