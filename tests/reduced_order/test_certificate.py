@@ -116,6 +116,8 @@ def test_the_stability_constant_of_a_linear_equation_is_its_coefficient():
         sampled_stability(residual, u, product, [], problem.bcs)
     with pytest.raises(InputError, match="safety"):
         sampled_stability(residual, u, product, [None], problem.bcs, safety=0.9)
+    with pytest.raises(InputError, match="other Dirichlet conditions"):
+        sampled_stability(residual, u, product, [None])
     with pytest.raises(InputError, match="stability constant"):
         Stability(0.0)
     with pytest.raises(InputError, match="lipschitz"):
