@@ -123,6 +123,7 @@ class InternalVariables:
         self._trial = fem.Expression(_expanded(trial), points, comm)
         self._law = fem.Expression(_expanded(ufl.as_vector([equation, slope])), points, comm)
         updates = [component for update in self.history.values() for component in _components(update)]
+        self._width = len(updates)
         self._updates = fem.Expression(_expanded(ufl.as_vector(updates)), points, comm)
 
     # --- forms --------------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ class InternalVariables:
 
     def commit(self) -> None:
         """Let the step end here: the history takes its new values, the increment is zero again. Collective: yes."""
-        values = self._updates.eval(self.mesh, self._cells).reshape(*self._dofs.shape, -1)
+        values = self._updates.eval(self.mesh, self._cells).reshape(*self._dofs.shape, self._width)
         column = 0
         for field in self.history:
             size = field.function_space.dofmap.index_map_bs

@@ -1,6 +1,7 @@
 """A reduced basis: fields that are orthonormal in an inner product, with what they were chosen by."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from mpi4py import MPI
@@ -11,6 +12,10 @@ from dolfinx import fem
 from pdeopt.fem import forms
 from pdeopt.reduced_order.inner_product import Array, InnerProduct
 from pdeopt.report import InputError
+
+# Part of a mode's largest value that may be left on a Dirichlet boundary: the rounding errors of fields less their
+# lifting, over the singular value of a mode.
+_NEGLIGIBLE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +80,25 @@ class Basis:
             forms.set_function(function, self.modes[:, mode])
             columns[:, mode] = function.x.array
         return columns
+
+    def check_dirichlet(self, bcs: Sequence[fem.DirichletBC[Any]]) -> None:
+        """Verify that the modes vanish where conditions hold, but for rounding errors that small modes magnify.
+
+        Raises
+        ------
+        InputError
+            On all ranks, if they do not.
+
+        Collective: yes: a rank whose part of the modes is rounding alone must not judge by it.
+        """
+        fixed = np.abs(self.modes[forms.owned_dirichlet_dofs(bcs)]).max(initial=0.0)
+        largest = np.array([fixed, np.abs(self.modes).max(initial=0.0)])
+        self.comm.Allreduce(MPI.IN_PLACE, largest, MPI.MAX)
+        if largest[0] > _NEGLIGIBLE * largest[1]:
+            raise InputError(
+                f"a mode has the value {largest[0]:.1e} where a Dirichlet condition holds, and {largest[1]:.1e} "
+                "elsewhere: take modes of fields less their lifting"
+            )
 
     def projection_errors(self, columns: Array) -> Array:
         """Return |u - Phi Phi' M u| / |u| of each field, shape (n,). Collective: yes."""

@@ -14,6 +14,7 @@ from dolfinx import fem
 
 from pdeopt.fem import forms
 from pdeopt.fem.estimate_constants import extreme_constants
+from pdeopt.parallel import collective_errors
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.inner_product import Array, InnerProduct
 from pdeopt.report import InputError
@@ -146,7 +147,7 @@ def sampled_stability(
     Raises
     ------
     InputError
-        If there is no state, or the factor is below 1.
+        If there is no state, the factor is below 1, or the inner product has not the same Dirichlet conditions.
     MissingPackageError
         If slepc4py is absent.
     ConvergenceError
@@ -156,10 +157,14 @@ def sampled_stability(
     """
     if not safety >= 1.0:
         raise InputError(f"safety is {safety!r}: a factor of at least 1 keeps the bound on the safe side")
+    fixed = forms.owned_dirichlet_dofs(bcs)
+    with collective_errors(inner_product.comm):
+        if not np.array_equal(fixed, forms.owned_dirichlet_dofs(inner_product.bcs)):
+            raise InputError("the inner product has other Dirichlet conditions than the equation: give both the same")
     residual = forms.fix_quadrature_degree(residual)
     form = forms.compile_form(ufl.derivative(residual, u) if jacobian is None else jacobian)
     free = np.ones(inner_product.owned, dtype=bool)
-    free[forms.owned_dirichlet_dofs(bcs)] = False
+    free[fixed] = False
     found = []
     for _ in states:
         linearised = forms.assemble_matrix(form, bcs)

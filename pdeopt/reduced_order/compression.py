@@ -10,6 +10,7 @@ import ufl
 from dolfinx import fem
 
 from pdeopt.fem import forms
+from pdeopt.parallel import on_root
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.report import InputError
 
@@ -89,9 +90,17 @@ class CompressedIntegrands:
             self._merge()
 
     def rows(self) -> Array:
-        """Return A, shape (k, owned cells). Collective: yes."""
+        """Return A, shape (k, owned cells). Collective: yes.
+
+        Raises
+        ------
+        InputError
+            If there is no state.
+        """
+        if self.states == 0:
+            raise InputError("no training state was given: were they iterated over before, and used up?")
         self._merge()
-        energies, vectors = np.linalg.eigh(self._products)
+        energies, vectors = self._eigenpairs(self._products)
         allowed = 0.5 * self.states * (_SHARE * self.tolerance) ** 2 / self._cells
         first = _count_below(energies, allowed)
         scale = np.sqrt(energies[first:] / max(self.states, 1))
@@ -104,13 +113,14 @@ class CompressedIntegrands:
         rest = np.concatenate(self._pending)
         self._pending = []
         coordinates, rest = self._split(rest)
-        energies, vectors = np.linalg.eigh(self._sum(rest @ rest.T))
+        energies, vectors = self._eigenpairs(self._sum(rest @ rest.T))
         first = _count_below(energies, self._budget)
         self._budget -= float(np.maximum(energies[:first], 0.0).sum())
         # Scaled up from small numbers, the directions are orthogonal to the range only after a second pass.
         scale = np.sqrt(energies[first:])
         _, new = self._split((vectors[:, first:] / scale).T @ rest)
-        triangle = np.linalg.cholesky(self._sum(new @ new.T))
+        products = self._sum(new @ new.T)
+        triangle = on_root(self.comm, lambda: np.linalg.cholesky(products))
         new = np.linalg.solve(triangle, new)
         coordinates = np.hstack([coordinates, (vectors[:, first:] * scale) @ triangle])
         self._range = np.concatenate([self._range, new])
@@ -123,6 +133,15 @@ class CompressedIntegrands:
         """Return the coordinates of rows in the range, and what is outside it."""
         coordinates = self._sum(rows @ self._range.T)
         return coordinates, rows - coordinates @ self._range
+
+    def _eigenpairs(self, products: Array) -> tuple[Array, Array]:
+        """Return eigenvalues, rising, and eigenvectors, those of rank 0: another processor may turn the vectors."""
+
+        def solve() -> tuple[Array, Array]:
+            values, vectors = np.linalg.eigh(products)
+            return values, vectors
+
+        return on_root(self.comm, solve)
 
     def _sum(self, local: Array) -> Array:
         total = np.ascontiguousarray(local)

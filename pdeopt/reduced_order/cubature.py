@@ -90,7 +90,7 @@ class Integrated(Protocol):
 
 def all_cells(mesh: dolfinx.mesh.Mesh) -> Cubature:
     """Return the cubature without reduction: all cells with weight one. Collective: yes."""
-    cells = np.sort(np.concatenate(mesh.comm.allgather(_original_cells(mesh))))
+    cells = np.sort(np.concatenate(mesh.comm.allgather(original_cells(mesh))))
     return Cubature(cells, np.ones(cells.size), 0.0)
 
 
@@ -198,7 +198,7 @@ class _Candidates:
         self.comm = integrands.comm
         self.rows = integrands.rows()
         self.volumes, self.total = integrands.volumes, integrands.total_volume
-        self.original = _original_cells(integrands.mesh)
+        self.original = original_cells(integrands.mesh)
         self.target = self.rows.sum(axis=1)
         self.comm.Allreduce(MPI.IN_PLACE, self.target)
         if among is not None:
@@ -290,6 +290,19 @@ def _first_of_each(groups: npt.NDArray[np.int64], values: Array, cells: npt.NDAr
     return order[np.unique(groups[order], return_index=True)[1]]
 
 
-def _original_cells(mesh: dolfinx.mesh.Mesh) -> npt.NDArray[np.int64]:
+def original_cells(mesh: dolfinx.mesh.Mesh) -> npt.NDArray[np.int64]:
+    """Return the index in the mesh's input of each owned cell, shape (owned cells,). Collective: no.
+
+    Raises
+    ------
+    InputError
+        If the mesh is a submesh, which has no input of its own.
+    """
     owned = mesh.topology.index_map(mesh.topology.dim).size_local
-    return np.asarray(mesh.topology.original_cell_index[:owned], dtype=np.int64)
+    try:
+        return np.asarray(mesh.topology.original_cell_index[:owned], dtype=np.int64)
+    except RuntimeError as error:  # what DOLFINx says of it would mislead
+        raise InputError(
+            "a cubature's cells are told apart by their place in the mesh's input, and a submesh has none: build the "
+            "model on a mesh that was generated or read"
+        ) from error

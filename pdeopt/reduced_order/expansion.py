@@ -26,6 +26,9 @@ from pdeopt.reduced_order.newton import check_coordinates
 from pdeopt.report import InputError
 
 _DEGREE = 3
+# Part of a block's largest term that is rounding error, and passes of six digits each that may come near it: in units
+# such as Pa no tolerance in units of the dual norm may be within reach. What is left counts as outside.
+_ROUNDING, _PASSES = 1e-12, 4
 _BLOCK = 128  # representatives at once: what one solve with many right-hand sides likes
 
 
@@ -63,7 +66,8 @@ class ExpandedResidual:
     lifting
         u_0 at its present values; zero if None.
     tolerance
-        How much the bound may exceed the norm at the training coordinates, about, in units of the dual norm.
+        How much the bound may exceed the norm at the training coordinates, about, in units of the dual norm; not less
+        than the rounding errors of the terms.
 
     Raises
     ------
@@ -157,7 +161,11 @@ class ExpandedResidual:
             norms[block] = product.norms(fields)
             inside = self._sum(modes.T @ columns)
             rest = fields - modes @ inside
-            while (new := _leading(self._basis, rest * scales[block], least)).shape[1]:
+            floor = max(least, _ROUNDING * float((scales * norms)[block].max()))
+            for _ in range(_PASSES):
+                new = _leading(self._basis, rest * scales[block], floor)
+                if new.shape[1] == 0:
+                    break
                 new = _orthonormalise(self._basis, modes, new)
                 modes, inside = np.hstack([modes, new]), np.vstack([inside, self._sum(new.T @ columns)])
                 rest -= new @ inside[-new.shape[1] :]

@@ -11,7 +11,6 @@ import ufl
 from dolfinx import fem
 
 from pdeopt.fem import forms
-from pdeopt.parallel import collective_errors
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.report import InputError
@@ -66,8 +65,7 @@ class GalerkinSystem:
         self.comm: MPI.Comm = basis.comm
         self.size = basis.size
         self._u, self._lifting = u, lifting
-        with collective_errors(self.comm):
-            _check_modes(basis.modes, forms.owned_dirichlet_dofs(bcs))
+        basis.check_dirichlet(bcs)
         residual = forms.fix_quadrature_degree(residual)
         self._residual = forms.compile_form(residual)
         self._jacobian = forms.compile_form(ufl.derivative(residual, u) if jacobian is None else jacobian)
@@ -103,12 +101,3 @@ class GalerkinSystem:
             local[self.size :] = (self._modes.T @ (self._sparse @ self._columns)).ravel()
         self.comm.Allreduce(local, total)
         return total[: self.size], total[self.size :].reshape(self.size, self.size) if jacobian else None
-
-
-def _check_modes(modes: Array, dofs: Array) -> None:
-    largest = float(np.abs(modes[dofs]).max(initial=0.0))
-    if largest > 1e-10 * float(np.abs(modes).max(initial=0.0)):
-        raise InputError(
-            f"a mode is {largest:.1e} on a Dirichlet boundary: take modes of fields less their lifting, in an inner "
-            "product with the same bcs"
-        )

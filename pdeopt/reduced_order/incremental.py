@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from pdeopt.parallel import on_root
+from pdeopt.parallel import collective_errors, on_root
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.inner_product import Array, InnerProduct
 from pdeopt.reduced_order.orthonormal import combine, extend_orthonormal, orthonormalise
@@ -49,7 +49,21 @@ class IncrementalDecomposition:
         self.energy = self.dropped = 0.0
 
     def update(self, columns: Array) -> None:
-        """Take in fields, shape (owned, n). Collective: yes."""
+        """Take in fields, shape (owned, n).
+
+        Raises
+        ------
+        InputError
+            On all ranks, with nothing taken in, if the shape is wrong or a value is NaN or infinite.
+
+        Collective: yes.
+        """
+        with collective_errors(self.inner_product.comm):
+            owned = self.inner_product.owned
+            if columns.ndim != 2 or len(columns) != owned:
+                raise InputError(f"fields have the shape {columns.shape}: give (owned, n), and this rank owns {owned}")
+            if not np.isfinite(columns).all():
+                raise InputError("the fields have NaN or infinite values: look at the solves that they are from")
         for start in range(0, columns.shape[1], BLOCK):
             self._update(columns[:, start : start + BLOCK])
 

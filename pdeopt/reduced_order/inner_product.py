@@ -72,13 +72,14 @@ class InnerProduct:
         if isinstance(form, str) and form not in _NAMED:
             raise InputError(f"inner product {form!r} is unknown: choose {', '.join(_NAMED)} or give a function")
         integrand = _NAMED[form] if isinstance(form, str) else form
-        self.space, self.bcs = space, tuple(bcs)
+        self.space, self.bcs, self._integrand = space, tuple(bcs), integrand
         self.comm: MPI.Comm = space.mesh.comm
         trial, test = ufl.TrialFunction(space), ufl.TestFunction(space)
         self.matrix = forms.assemble_matrix(forms.compile_form(integrand(trial, test)), self.bcs)
         self.matrix.setOption(PETSc.Mat.Option.SPD, True)
         self.owned = forms.owned_size(space)
         self._solver: PETSc.KSP | None = None
+        self._square: tuple[fem.Function[Any], fem.Form] | None = None
         self._image: PETSc.Mat | None = None  # M times some fields
 
     def apply(self, columns: Array) -> Array:
@@ -108,6 +109,18 @@ class InnerProduct:
         for block, image in self._images(columns):
             local[block] = np.einsum("ij,ij->j", columns[:, block], image)
         return np.sqrt(np.maximum(self._sum(local), 0.0))
+
+    def norm_with_boundary(self, values: Array) -> float:
+        """Return the norm of one field, shape (owned,), that need not be zero where ``bcs`` hold.
+
+        The matrix has lost what couples Dirichlet values to the others, and would give another number. Collective: yes.
+        """
+        if self._square is None:
+            field: fem.Function[Any] = fem.Function(self.space)
+            self._square = field, forms.compile_form(self._integrand(field, field))
+        forms.set_function(self._square[0], values)
+        square = forms.assemble_scalar(self._square[1])
+        return float(np.sqrt(max(square, 0.0))) if np.isfinite(square) else square
 
     @property
     def solver(self) -> PETSc.KSP:

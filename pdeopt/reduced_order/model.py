@@ -89,7 +89,7 @@ class ReducedModel:
         """Return |u_0 + Phi a|. Collective: yes."""
         if self.lifting is None:  # the modes are orthonormal
             return float(np.linalg.norm(coordinates))
-        return float(self.basis.inner_product.norms(self.field(coordinates)[:, None])[0])
+        return self.basis.inner_product.norm_with_boundary(self.field(coordinates))
 
     def relative(self, bound: float, coordinates: Array) -> float:
         """Return a bound of |u - u_r| / |u| from one of |u - u_r|. Collective: yes."""

@@ -10,6 +10,7 @@ from petsc4py import PETSc
 
 from pdeopt.fem import forms
 from pdeopt.fem.settings import read_settings
+from pdeopt.parallel import collective_errors
 from pdeopt.reduced_order.certificate import dual_norm
 from pdeopt.reduced_order.model import ReducedModel
 from pdeopt.reduced_order.newton import NewtonResult
@@ -19,6 +20,9 @@ _LOGGER = logging.getLogger(__name__)
 _CERTIFY = ("true", "false", "indicator")
 # What PETSc also takes for truth.
 _WORDS = dict.fromkeys(("", "1", "yes", "on"), "true") | dict.fromkeys(("0", "no", "off"), "false")
+_TOLERANCES = ("snes_rtol", "snes_atol", "snes_stol", "snes_max_it")
+# Of the residual of an answer that was refused although the SNES' own tolerance would take it: PETSc has none above 1.
+_LEAST_REDUCTION = 0.5
 _FULL = {"snes_type": "newtonls", "ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
 
 
@@ -102,7 +106,7 @@ class ReducedNewton:
     ``-snes_reduced_certify`` : true (default), false or indicator
         By the certificate, with the residual of this SNES; not at all; or by the indicator alone, which is no bound.
     ``-snes_reduced_full_...`` :
-        Options of the SNES behind it (newtonls with MUMPS; tolerances of this SNES).
+        Options of the SNES behind it (newtonls with MUMPS; tolerances of this SNES where the options give none).
 
     Parameters
     ----------
@@ -129,6 +133,7 @@ class ReducedNewton:
         self.error: Exception | None = None
         self.counts = Counts()
         self._full: PETSc.SNES | None = None
+        self._chosen: set[str] = set()  # tolerances that options give to the SNES behind
         self._outer: PETSc.SNES | None = None  # known during a solve only: it knows this object
 
     # --- what PETSc calls ---------------------------------------------------------------------------------------------
@@ -175,6 +180,13 @@ class ReducedNewton:
             )
         if b is not None and b.handle and b.norm() > 0.0:
             raise InputError("the SNES has a right-hand side, of which the reduced model knows nothing: put it into F")
+        with collective_errors(model.basis.comm):
+            owned = model.basis.inner_product.owned
+            if x.getLocalSize() != owned:
+                raise InputError(
+                    f"the SNES has {x.getLocalSize()} unknowns on this rank and the model {owned}: build both on one "
+                    "function space, without blocks of several"
+                )
         started = time.perf_counter()
         self.counts.proposals += 1
         result = model.propose()
@@ -255,7 +267,10 @@ class ReducedNewton:
             norm = function.norm()
             # As without the proposal: relative to the residual at the present iterate.
             target = rtol * reference if math.isfinite(reference) else rtol * norm
-            full.setTolerances(rtol=min(target / norm, 1.0) if norm > 0.0 else rtol, atol=atol, stol=stol, max_it=limit)
+            wanted = min(target / norm, _LEAST_REDUCTION) if norm > 0.0 else rtol
+            tolerances = {"snes_rtol": wanted, "snes_atol": atol, "snes_stol": stol, "snes_max_it": limit}
+            kept = {name.removeprefix("snes_"): tolerances[name] for name in tolerances if name not in self._chosen}
+            full.setTolerances(**kept)
             candidate.copy(x)
             full.solve(None, x)
             iterations, reason = iterations + full.getIterationNumber(), int(full.getConvergedReason())
@@ -279,6 +294,8 @@ class ReducedNewton:
         full.setOptionsPrefix(prefix)
         full.setFunction(self._residual, snes.getFunction()[0].duplicate())
         full.setJacobian(self._jacobian, jacobian, preconditioner)
+        options = PETSc.Options()
+        self._chosen = {name for name in _TOLERANCES if options.hasName(prefix + name)}
         with forms.default_options(prefix, _FULL):
             full.setFromOptions()
             full.setUp()

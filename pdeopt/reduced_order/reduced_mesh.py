@@ -15,7 +15,7 @@ from ufl.geometry import GeometricQuantity
 
 from pdeopt.fem import forms
 from pdeopt.parallel import collective_errors
-from pdeopt.reduced_order.cubature import Cubature
+from pdeopt.reduced_order.cubature import Cubature, original_cells
 from pdeopt.reduced_order.field_restriction import FieldRestriction
 from pdeopt.report import InputError
 
@@ -52,8 +52,7 @@ class ReducedMesh:
     def __init__(self, mesh: dolfinx.mesh.Mesh, cubature: Cubature) -> None:
         self.mesh = mesh
         dimension = mesh.topology.dim
-        owned = mesh.topology.index_map(dimension).size_local
-        original = np.asarray(mesh.topology.original_cell_index[:owned])
+        original = original_cells(mesh)
         chosen = np.flatnonzero(np.isin(original, cubature.cells)).astype(np.int32)
         found = mesh.comm.allreduce(chosen.size)
         if found != cubature.size:
@@ -83,7 +82,7 @@ class ReducedMesh:
 
         Collective: yes.
         """
-        original = np.asarray(self.mesh.topology.original_cell_index)[self.cells]
+        original = original_cells(self.mesh)[self.cells]
         chosen = np.isin(original, cubature.cells)
         if self.mesh.comm.allreduce(int(chosen.sum())) != cubature.size:
             raise InputError("the cubature has cells that the reduced mesh lacks: make a reduced mesh for it")

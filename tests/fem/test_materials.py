@@ -259,6 +259,18 @@ def test_restricted_variables_are_the_same_law_with_a_life_of_their_own():
     np.testing.assert_array_equal(twin.state()["back strain"], ours["back strain"])
 
 
+@pytest.mark.parallel([3])
+def test_ranks_without_a_cell_take_part():
+    mesh = dolfinx.mesh.create_unit_square(MPI.COMM_WORLD, 1, 1)
+    u = fem.Function(fem.functionspace(mesh, ("Lagrange", 1, (2,))))
+    _, internal = VOCE.at_points(u, PlaneStrain(), 1)
+    u.interpolate(lambda x: 0.01 * x[:2])
+    internal.update()
+    internal.commit()
+    strains = internal.state()["cumulated plastic strain"]
+    assert MPI.COMM_WORLD.allreduce(int((strains > 1e-3).sum())) == 2
+
+
 def test_what_is_wrong_is_named():
     """Missing time step, wrong state, NaN, and a local equation without a solution."""
     mesh = dolfinx.mesh.create_unit_square(MPI.COMM_SELF, 1, 1)

@@ -57,6 +57,19 @@ def test_the_expanded_residual_bounds_the_full_one_closely_on_any_number_of_rank
     np.testing.assert_allclose(found[2:], found[:2], rtol=1e-10)
 
 
+def test_residuals_in_large_units_end_at_their_rounding_errors():
+    case = sines(SELF)
+    problem, basis = case.problem, case.basis.truncate(3)
+    coordinates, source = np.array([2.0, 0.3, 0.3]), SourceInterpolation(problem, 3)
+    source.remainder = lambda: 0.0
+    problem.set_parameter(np.array([0.5, 0.5, 5.0]))  # where the interpolation is exact
+    residual, scale = 1e10 * problem.residual, 1e10
+    expansion = ExpandedResidual(residual, problem.u, basis, source, [coordinates], problem.bcs)
+    assert expansion.size <= expansion.terms
+    truth = FullResidual(residual, problem.u, basis, problem.bcs)(coordinates)
+    assert truth - 1e-10 * scale <= expansion(coordinates) <= truth + 1e-8 * scale
+
+
 def test_the_interpolated_source_is_within_its_proven_rest():
     mesh = dolfinx.mesh.create_unit_square(SELF, 8, 8)
     problem = MovingSource(mesh)
@@ -116,6 +129,8 @@ def test_the_stability_constant_of_a_linear_equation_is_its_coefficient():
         sampled_stability(residual, u, product, [], problem.bcs)
     with pytest.raises(InputError, match="safety"):
         sampled_stability(residual, u, product, [None], problem.bcs, safety=0.9)
+    with pytest.raises(InputError, match="other Dirichlet conditions"):
+        sampled_stability(residual, u, product, [None])
     with pytest.raises(InputError, match="stability constant"):
         Stability(0.0)
     with pytest.raises(InputError, match="lipschitz"):

@@ -2,6 +2,7 @@
 
 from mpi4py import MPI
 
+import dolfinx
 import numpy as np
 import pytest
 from cubature_cases import CASES, elasticity, heat, set_state, square
@@ -150,5 +151,25 @@ def test_what_does_not_fit_is_refused():
     other = fem.Function(fem.functionspace(case.space.mesh, ("Lagrange", 2)))
     with pytest.raises(InputError, match="lifting"):
         HyperReducedSystem(case.residual, case.u, modes, cubature, lifting=other)
+    with pytest.raises(InputError, match="no training state"):
+        empirical_cubature(case.residual, case.u, modes, iter([]), 1e-3)
+    part = dolfinx.mesh.create_submesh(case.space.mesh, 2, np.arange(3, dtype=np.int32))[0]
+    with pytest.raises(InputError, match="submesh"):
+        all_cells(part)
     with pytest.raises(InputError, match="chosen on another"):
         ReducedMesh(case.space.mesh, Cubature(np.array([3, 4000]), np.ones(2), 0.0))
+
+
+@pytest.mark.parallel([1, 2])
+def test_rounding_errors_on_a_dirichlet_boundary_are_judged_by_the_whole_mode():
+    case = MovingSource(square(4))
+    inner = InnerProduct(case.space)
+    modes = np.full((inner.owned, 1), 1e-12)
+    if MPI.COMM_WORLD.rank == 0:
+        modes[:] = 1.0
+        modes[forms.owned_dirichlet_dofs(case.bcs)] = 1e-12
+    Basis(inner, modes).check_dirichlet(case.bcs)
+    if MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+        modes[:] = 1e-3
+    with pytest.raises(InputError, match="Dirichlet"):
+        Basis(inner, modes).check_dirichlet(case.bcs)

@@ -158,6 +158,14 @@ def test_increments_follow_fields_that_come_one_by_one():
     assert np.linalg.norm(left) <= rough.dropped
     with pytest.raises(InputError, match="0 modes were asked for"):
         fine.basis(0)
+    column = snapshots.columns[:, 0].copy()
+    if inner.comm.rank == inner.comm.size - 1:
+        column[0] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        fine.update(column[:, None])
+    with pytest.raises(InputError, match="shape"):
+        fine.update(column)
+    assert fine.energy == pytest.approx(np.sum(snapshots.norms() ** 2), rel=1e-13)
 
 
 @pytest.mark.parallel([1, 2])

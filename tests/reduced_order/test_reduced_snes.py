@@ -3,9 +3,13 @@
 from mpi4py import MPI
 from petsc4py import PETSc
 
+import dolfinx
 import numpy as np
 import petsctools
 import pytest
+import ufl
+from dolfinx import fem
+from dolfinx.fem import petsc as fem_petsc
 from newton_cases import heat, sines
 
 import pdeopt
@@ -14,7 +18,9 @@ from pdeopt.reduced_order import (
     Basis,
     Certificate,
     FullResidual,
+    GalerkinSystem,
     HierarchicalIndicator,
+    InnerProduct,
     ReducedModel,
     ReducedNewton,
     ReducedSettings,
@@ -182,3 +188,68 @@ def test_a_model_reports_what_it_knows():
     assert error <= report.quantities["relative error, certified"] <= 2.0 * error
     assert 0.5 * error <= report.quantities["relative error, estimated"] <= 1.25 * error
     assert "given" in str(report)
+
+
+@pytest.mark.parallel([1, 2])
+def test_the_certified_error_with_given_boundary_values_is_relative_to_the_norm_of_the_whole_field():
+    mesh = dolfinx.mesh.create_unit_square(WORLD, 6, 6)
+    space = fem.functionspace(mesh, ("Lagrange", 1))
+    u, lifting, test = fem.Function(space), fem.Function(space), ufl.TestFunction(space)
+    mesh.topology.create_connectivity(1, 2)
+    boundary = fem.locate_dofs_topological(space, 1, dolfinx.mesh.exterior_facet_indices(mesh.topology))
+    bcs = [fem.dirichletbc(lifting, boundary)]
+    x, source = ufl.SpatialCoordinate(mesh), fem.Constant(mesh, 40.0)
+    residual = ufl.inner(ufl.grad(u), ufl.grad(test)) * ufl.dx - source * x[0] * test * ufl.dx
+    product = InnerProduct(space, "h1_seminorm", bcs)
+    points = space.tabulate_dof_coordinates()[: product.owned]
+    modes = np.prod(np.sin(np.pi * points[:, :2]), axis=1)[:, None]
+    modes[forms.owned_dirichlet_dofs(bcs)] = 0.0
+    basis = Basis(product, modes / product.norms(modes))
+    certificate = Certificate(FullResidual(residual, u, basis, bcs, lifting), Stability(1.0))
+    system = GalerkinSystem(residual, u, basis, bcs, lifting)
+    model = ReducedModel(u, basis, system, certificate=certificate, lifting=lifting)
+    solver = fem_petsc.LinearProblem(
+        *ufl.system(ufl.replace(residual, {u: ufl.TrialFunction(space)})),
+        bcs=bcs,
+        petsc_options_prefix="lifting_",
+        petsc_options={"ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"},
+    )
+    for wall in (0.0, 300.0):
+        lifting.interpolate(lambda x, w=wall: w + 5.0 * x[0])
+        truth = solver.solve()
+        certified = model.solve().quantities["relative error, certified"]
+
+        def seminorm(field):
+            form = ufl.inner(ufl.grad(field), ufl.grad(field)) * ufl.dx
+            return np.sqrt(forms.assemble_scalar(forms.compile_form(form)))
+
+        error = seminorm(u - truth) / seminorm(truth)
+        assert 0.05 < error <= certified * (1.0 + 1e-10)
+        assert certified <= error / (1.0 - 2.0 * error)
+
+
+def test_a_refused_answer_below_the_tolerance_of_the_snes_is_improved_and_options_of_the_solver_behind_count():
+    case = heat(SELF, cells=8, snapshots=20)
+    truth = case.solve(UNSEEN)
+    solver, context = reduced_solver(case, model_of(case, 12), tolerance=1e-9)
+    solver.solver.setTolerances(rtol=0.9)
+    options = PETSc.Options()
+    options["moving_source_reduced_snes_reduced_full_snes_max_it"] = 7
+    rough = context.settings.model.solve().quantities["relative error, certified"]
+    assert 1e-9 < rough < 1e-2
+    values = solve(case, solver)
+    del options["moving_source_reduced_snes_reduced_full_snes_max_it"]
+    assert context.counts.accepted == 0
+    assert context.report.converged
+    assert case.error(values, truth) <= 0.5 * rough * case.basis.inner_product.norms(truth[:, None])[0]
+    assert context._full.getTolerances()[3] == 7
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_snes_of_other_unknowns_is_refused():
+    case = sines(WORLD)
+    other = sines(WORLD, cells=5)
+    solver, context = reduced_solver(other, model_of(case, 7, start=False))
+    with pytest.raises(PETSc.Error):
+        solve(other, solver)
+    assert "one function space" in str(context.error)
