@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -62,6 +62,25 @@ class Cubature:
         return int(self.cells.size)
 
 
+class Integrable(Protocol):
+    """What a cubature has to integrate: `CompressedIntegrands`, or `InternalForces` that take further modes.
+
+    Attributes
+    ----------
+    mesh, comm, tolerance, volumes, total_volume
+        As in `CompressedIntegrands`.
+    """
+
+    mesh: dolfinx.mesh.Mesh
+    comm: MPI.Comm
+    tolerance: float
+    volumes: Array
+    total_volume: float
+
+    def rows(self) -> Array:
+        """Return A, shape (k, owned cells). Collective: yes."""
+
+
 def all_cells(mesh: dolfinx.mesh.Mesh) -> Cubature:
     """Return the cubature without reduction: all cells with weight one. Collective: yes."""
     cells = np.sort(np.concatenate(mesh.comm.allgather(_original_cells(mesh))))
@@ -69,11 +88,12 @@ def all_cells(mesh: dolfinx.mesh.Mesh) -> Cubature:
 
 
 def select_cells(
-    integrands: CompressedIntegrands,
+    integrands: Integrable,
     tolerance: float | None = None,
     *,
     block: int | None = None,
     start: Cubature | None = None,
+    among: npt.NDArray[np.int64] | None = None,
 ) -> Cubature:
     """Choose cells and weights w >= 0 with |A (w - 1)| <= tolerance and the exact volume, sum w_c |c| = |domain|.
 
@@ -93,6 +113,8 @@ def select_cells(
         Largest number of cells that enter at once, unlimited by default; 1 is the plain method.
     start
         A cubature to start from, for integrands that have changed a little.
+    among
+        Original indices of the cells to choose from; all by default.
 
     Raises
     ------
@@ -109,7 +131,7 @@ def select_cells(
             f"tolerance = {tolerance:g} is below that of the compressed integrands, {integrands.tolerance:g}: "
             "compress them anew for it"
         )
-    pool = _Candidates(integrands)
+    pool = _Candidates(integrands, among)
     chosen = pool.extend(pool.nothing(), pool.first() if start is None else start.cells)
     while (error := chosen.outcome.error) > tolerance:
         wanted = max(1, int(_GROWTH * chosen.outcome.labels.size))
@@ -180,13 +202,16 @@ def _shortest(pool: "_Candidates", chosen: _Chosen, cells: npt.NDArray[np.int64]
 class _Candidates:
     """The columns of all cells, distributed as the cells are."""
 
-    def __init__(self, integrands: CompressedIntegrands) -> None:
+    def __init__(self, integrands: Integrable, among: npt.NDArray[np.int64] | None) -> None:
         self.comm = integrands.comm
         self.rows = integrands.rows()
         self.volumes, self.total = integrands.volumes, integrands.total_volume
         self.original = _original_cells(integrands.mesh)
         self.target = self.rows.sum(axis=1)
         self.comm.Allreduce(MPI.IN_PLACE, self.target)
+        if among is not None:
+            inside = np.isin(self.original, among)
+            self.rows, self.volumes, self.original = self.rows[:, inside], self.volumes[inside], self.original[inside]
         squares = np.einsum("kc,kc->c", self.rows, self.rows) + (self.volumes / self.total) ** 2
         self.norms = np.sqrt(squares)
 

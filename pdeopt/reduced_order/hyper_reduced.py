@@ -90,7 +90,6 @@ class HyperReducedSystem:
             require_package("scipy.sparse")
             _check_modes(basis, bcs)
         self.comm: MPI.Comm = basis.comm
-        self.size = basis.size
         self.reduced_mesh = ReducedMesh(basis.space.mesh, cubature) if reduced_mesh is None else reduced_mesh
         self.u = self.reduced_mesh.state(u)
         self._internal = internal
@@ -98,17 +97,22 @@ class HyperReducedSystem:
         jacobian = ufl.derivative(residual, u) if jacobian is None else jacobian
         self._residual = forms.compile_form(self.reduced_mesh.restrict(residual))
         self._jacobian = forms.compile_form(self.reduced_mesh.restrict(jacobian))
-        restriction = self.reduced_mesh.field_restriction(basis.space)
-        self._modes = restriction.columns(basis.local_modes())
+        self._restriction = self.reduced_mesh.field_restriction(basis.space)
         self._lifting = None if lifting is None else self.reduced_mesh.function(lifting)
-        self._vector = np.zeros(restriction.size)
+        self._vector = np.zeros(self._restriction.size)
         self._matrix = fem.create_matrix(self._jacobian, BlockMode.expanded)
         self._sparse = self._matrix.to_scipy(ghosted=True)
+        self.set_basis(basis)
+        self.update()
+
+    def set_basis(self, basis: Basis) -> None:
+        """Replace the modes by others of the same space, which vanish where they have to. Collective: yes."""
+        self.size = basis.size
+        self._modes = self._restriction.columns(basis.local_modes())
         # Columns beyond the ghosts of the space hold what other ranks contribute, which is left to them.
         self._columns = np.zeros((self._sparse.shape[1], self.size))
-        self._columns[: restriction.size] = self._modes
+        self._columns[: self._restriction.size] = self._modes
         self._numbers = np.empty(self.size * (1 + self.size))
-        self.update()
 
     def update(self) -> None:
         """Take over the present values of constants, coefficients and lifting. Collective: no."""

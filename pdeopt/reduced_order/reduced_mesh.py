@@ -67,12 +67,29 @@ class ReducedMesh:
             self._check_cells()
         constants = fem.functionspace(self.submesh, ("DG", 0))
         self.weight: fem.Function[Any] = fem.Function(constants, name="cubature_weight")
-        places = np.searchsorted(cubature.cells, original[self.cells])
-        self.weight.x.array[constants.dofmap.list[:, 0]] = cubature.weights[places]
+        self.set_weights(cubature)
         self._restrictions: list[FieldRestriction] = []
         self._functions: dict[fem.Function[Any], fem.Function[Any]] = {}
         self._constants: dict[fem.Constant, fem.Constant] = {}
         self._states: set[fem.Function[Any]] = set()
+
+    def set_weights(self, cubature: Cubature) -> None:
+        """Take over weights; cells of the reduced mesh that are not in the cubature get none.
+
+        Raises
+        ------
+        InputError
+            If the cubature has cells that the reduced mesh lacks; on all ranks.
+
+        Collective: yes.
+        """
+        original = np.asarray(self.mesh.topology.original_cell_index)[self.cells]
+        chosen = np.isin(original, cubature.cells)
+        if self.mesh.comm.allreduce(int(chosen.sum())) != cubature.size:
+            raise InputError("the cubature has cells that the reduced mesh lacks: make a reduced mesh for it")
+        weights = np.zeros(self.cells.size)
+        weights[chosen] = cubature.weights[np.searchsorted(cubature.cells, original[chosen])]
+        self.weight.x.array[self.weight.function_space.dofmap.list[:, 0]] = weights
 
     def field_restriction(self, space: fem.FunctionSpace[Any]) -> FieldRestriction:
         """Return the map from fields of a space to fields on the reduced mesh. Collective: yes."""
