@@ -82,8 +82,8 @@ class NewtonResult:
 def solve_reduced(system: ReducedSystem, start: Array, settings: NewtonSettings | None = None) -> NewtonResult:
     """Solve r(a) = 0 by Newton's method with backtracking on |r|.
 
-    Residual and Jacobian come bit for bit alike from the all-reduce; the step is rank 0's, since LAPACK may round in
-    another way on another processor. So all ranks decide alike.
+    Residual and Jacobian come bit for bit alike from the all-reduce; start and step are rank 0's, since LAPACK may
+    round in another way on another processor. So all ranks decide alike.
 
     Parameters
     ----------
@@ -105,6 +105,8 @@ def solve_reduced(system: ReducedSystem, start: Array, settings: NewtonSettings 
     started = time.perf_counter()
     with collective_errors(system.comm):
         coordinates = check_coordinates(start, system.size, "start").copy()
+    if system.comm.size > 1:
+        system.comm.Bcast(coordinates)
     residual, jacobian = system.evaluate(coordinates)
     norms, why = [_norm(residual)], ""
     while not why:
