@@ -22,7 +22,7 @@ _SHARE = 1.0
 # How much less accurate than the residual the tangent may be.
 _TANGENT = 0.1
 # More rows than these are replaced by so many random combinations of them, each row in some of them.
-_ROWS, _COPIES = 1000, 4
+_ROWS, _COPIES = 1000, 2
 
 
 class InternalForces:
@@ -35,7 +35,7 @@ class InternalForces:
     forces keep the reduced system regular where the residual is small everywhere, and count for a tenth. This gives
     the cubature of `CompressedIntegrands` at a small part of its cost where modes and states are many.
 
-    Where the products are more than 1,000, the rows are random combinations with signs (each product in 4 of them):
+    Where the products are more than 1,000, the rows are random combinations with signs (each product in 2 of them):
     this keeps the error of any weights, at n cells up to a factor of about sqrt(1 - n / 1000), and the fit small. The
     cells may then differ between numbers of ranks, as the patterns do by rounding.
 
@@ -76,9 +76,10 @@ class InternalForces:
         ]
         self._dofs = cell_degrees_of_freedom(broken)[: self.volumes.size]
         self._mode, self._split = fem.Function(basis.space), fem.Function(broken)
-        self._modes = self._on_cells(basis.modes)
+        # In blocks, as they came: what enrichment adds is small, and the rest is not copied for it.
+        self._modes = [self._on_cells(basis.modes)]
         self._states: list[Array] = []
-        self._patterns = np.empty((*self._dofs.shape, 0))
+        self._patterns: list[Array] = []
         self._rows = np.empty((0, self.volumes.size))
         self._generator = random_stream("rows of a cubature")
         self.states = 0
@@ -103,11 +104,11 @@ class InternalForces:
         self.comm.Allreduce(MPI.IN_PLACE, gram)
         values, vectors = self.comm.bcast(np.linalg.eigh(gram) if self.comm.rank == 0 else None)
         left_out = np.searchsorted(np.cumsum(values), (_SHARE * self.tolerance) ** 2 * float(values.sum()))
-        self._patterns = (vectors[:, left_out:].T @ states).reshape(-1, *self._dofs.shape).transpose(1, 2, 0)
-        self._patterns /= np.sqrt(self.states)
-        self._states = []
-        self._rows = self._products(self._patterns, self._modes)
-        return int(self._patterns.shape[2])
+        patterns = (vectors[:, left_out:].T @ states) / np.sqrt(self.states)
+        patterns = np.ascontiguousarray(patterns.reshape(-1, *self._dofs.shape).transpose(1, 2, 0))
+        self._patterns, self._states = [patterns], []
+        self._rows = self._products(patterns, self._modes[0])
+        return int(patterns.shape[2])
 
     def rows(self) -> Array:
         """Return A, shape (rows, owned cells): |A (w - 1)| is the error of weights w. Collective: no."""
@@ -116,19 +117,21 @@ class InternalForces:
     def enrich(self, mode: Array) -> None:
         """Add a mode, shape (owned,), and the state that is present: their products are new rows. Collective: yes."""
         column = self._on_cells(mode[:, None])
-        self._modes = np.concatenate([self._modes, column], axis=2)
+        self._modes.append(column)
         state = self._evaluate() / np.sqrt(self.states)
-        for new in (self._products(self._patterns, column), self._products(state, self._modes)):
+        pairs = [(patterns, column) for patterns in self._patterns] + [(state, modes) for modes in self._modes]
+        for patterns, modes in pairs:
+            new = self._products(patterns, modes)
             if self._rows.shape[0] + new.shape[0] <= _ROWS:
                 self._rows = np.concatenate([self._rows, new])
             else:
                 _scatter(new, self._rows, self._generator)
-        self._patterns = np.concatenate([self._patterns, state], axis=2)
+        self._patterns.append(state)
 
     def _evaluate(self) -> Array:
         """Return both element vectors over the size of the state, shape (owned cells, n, 2). Collective: yes."""
         vectors = np.stack([fem.assemble_vector(form).array[self._dofs] for form in self._forms], axis=2)
-        size = np.abs(np.einsum("cdk,cdr->ckr", vectors, self._modes, optimize=True)).sum(axis=0)
+        size = np.abs(np.einsum("cdk,cdr->ckr", vectors, self._modes[0], optimize=True)).sum(axis=0)
         self.comm.Allreduce(MPI.IN_PLACE, size)
         largest = float(size.max(axis=1).sum())
         if not np.isfinite(largest):
