@@ -42,11 +42,10 @@ class Size:
     unseen: int
     modes: tuple[int, ...]
     tolerances: tuple[float, ...]
-    choice: float
 
 
-_FULL = Size(128, 100, 30, (20, 40), (1e-3, 3e-4, 1e-4, 3e-5), 2e-5)
-_QUICK = Size(12, 12, 4, (5,), (1e-2, 1e-3), 1e-3)
+_FULL = Size(128, 100, 30, (20, 40), (1e-3, 3e-4, 1e-4, 2e-5))
+_QUICK = Size(12, 12, 4, (5,), (1e-2, 1e-3))
 
 
 class Heat:
@@ -139,7 +138,7 @@ def measure(study: Study, quick: bool) -> None:
         galerkin = GalerkinSystem(heat.problem.residual, heat.problem.u, basis, heat.problem.bcs)
         _row(study, heat, basis, "POD-Galerkin, all cells", galerkin, {"cells": _count(heat)})
     study.target("5k", "kill-test, heat: mean error on training parameters over the projection error", max(worst), 2.0)
-    _choice(study, heat, size)
+    _choice(study, heat, integrands)
 
 
 def _row(
@@ -177,15 +176,14 @@ def _random_cells(study: Study, heat: Heat, count: int) -> Cubature:
     return Cubature(np.sort(all_cells(heat.problem.space.mesh).cells[drawn]), np.full(count, total / count), np.nan)
 
 
-def _choice(study: Study, heat: Heat, size: Size) -> None:
+def _choice(study: Study, heat: Heat, integrands: CompressedIntegrands) -> None:
     """Choose cells in blocks, one by one from the weights before, and as published; on the same rows, interleaved."""
-    integrands = heat.integrands(heat.basis(size.modes[-1]), size.choice)
     gathered = study.comm.gather((integrands.rows(), integrands.volumes))
 
     def published() -> int:
         assert gathered is not None
         rows, volumes = (np.concatenate(parts, axis=-1) for parts in zip(*gathered, strict=True))
-        return plain_pursuit(rows, volumes, size.choice)
+        return plain_pursuit(rows, volumes, integrands.tolerance)
 
     arms: dict[str, Callable[[], int]] = {
         "blocks": lambda: select_cells(integrands).size,
@@ -194,7 +192,7 @@ def _choice(study: Study, heat: Heat, size: Size) -> None:
     }
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     cells = {}
-    for _ in range(1 if size is _QUICK else study.settings.repeat):
+    for _ in range(1 if heat.size is _QUICK else study.settings.repeat):
         for arm, choose in arms.items():
             started = time.perf_counter()
             cells[arm] = choose()

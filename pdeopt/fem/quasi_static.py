@@ -200,6 +200,8 @@ class QuasiStatic:
     ----------
     time
         Present time [s].
+    solver, load, time_step
+        As given.
 
     Collective: no.
     """
@@ -213,7 +215,7 @@ class QuasiStatic:
         halvings: int = 4,
     ) -> None:
         self.solver, self.load, self.halvings, self.time = solver, load, halvings, 0.0
-        self._time_step = time_step
+        self.time_step = time_step
 
     def reset(self, time: float = 0.0) -> None:
         """Return to the virgin body at rest. Collective: yes."""
@@ -293,5 +295,5 @@ class QuasiStatic:
 
     def _set_load(self, time: float) -> None:
         self.load(time)
-        if self._time_step is not None:
-            self._time_step.value = np.asarray(time - self.time)
+        if self.time_step is not None:
+            self.time_step.value = np.asarray(time - self.time)

@@ -90,15 +90,15 @@ class ThermoplasticPlate:
         width = fem.Constant(mesh, _WIDTH)
         self.temperature = self._rise * ufl.exp(-ufl.dot(distance, distance) / (2.0 * width**2))
         expansion = fem.Constant(mesh, _EXPANSION)
-        kinematics = PlaneStrain()
+        kinematics, time_step = PlaneStrain(), fem.Constant(mesh, 1.0)
         stress, self.internal = material.at_points(
-            self.u, kinematics, points, thermal_strain=expansion * self.temperature
+            self.u, kinematics, points, thermal_strain=expansion * self.temperature, time_step=time_step
         )
         dx = ufl.dx(mesh, metadata={"quadrature_degree": points, "quadrature_rule": "default"})
         self.stress = stress
         self.residual = ufl.inner(stress, virtual_strain(kinematics, self.u, ufl.TestFunction(self.space))) * dx
         self.solver = NewtonEquilibrium(self.residual, self.internal, self.bcs, prefix=prefix, **options)
-        self.driver = QuasiStatic(self.solver, self.set_load)
+        self.driver = QuasiStatic(self.solver, self.set_load, time_step=time_step)
 
     def set_parameter(self, parameter: npt.NDArray[np.float64]) -> None:
         """Set (x, y, x, y, A), shape (5,). Collective: no, but all ranks must set the same."""

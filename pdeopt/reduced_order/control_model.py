@@ -21,7 +21,7 @@ from pdeopt.fem import forms
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.control_projection import ModeProducts, ProjectedHessian, solve_small
 from pdeopt.reduced_order.gradient_error import GradientCertificate, GradientError
-from pdeopt.reduced_order.inner_product import Array
+from pdeopt.reduced_order.inner_product import Array, InnerProduct
 from pdeopt.reduced_order.newton import NewtonSettings, solve_reduced
 from pdeopt.report import ConvergenceError, InputError, OptionError
 
@@ -62,8 +62,8 @@ class ReducedControl:
     problem
         The control problem, without extra constraints; bounds on controls are handed on.
     basis
-        Z, in an inner product with the state's Dirichlet conditions; it may be empty, shape (owned, 0), and grow by
-        `enrich`.
+        Z, in an inner product with the state's Dirichlet conditions; it may be empty, with modes of shape (owned, 0),
+        and grows by `enrich`. Empty, in the inner product of H1, if None.
     origin
         Owned values of y_0, shape (owned,), which fulfil the Dirichlet conditions; the problem's present state if None.
     corrections, safety
@@ -91,7 +91,7 @@ class ReducedControl:
     def __init__(
         self,
         problem: ControlProblem,
-        basis: Basis,
+        basis: Basis | None = None,
         *,
         origin: Array | None = None,
         corrections: int = 3,
@@ -99,6 +99,9 @@ class ReducedControl:
     ) -> None:
         self._system = system = problem.system
         space = system.lagrangian.state.function_space
+        if basis is None:
+            inner_product = InnerProduct(space, "h1", system.bcs)
+            basis = Basis(inner_product, np.empty((inner_product.owned, 0)))
         if basis.space != space:
             raise InputError(f"the basis lives in {basis.space}, the state in {space}: make it in the state's space")
         if system.lagrangian.constraints or problem.state_bounds is not None:

@@ -24,6 +24,7 @@ from pdeopt.report import ConvergenceError, InputError
 # candidates, which are the best of so many times as many groups of cells.
 _GROWTH, _LEAST = 0.2, 8
 _POOL, _GROUPS = 2, 2
+_BEYOND = 0.7
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,8 +107,9 @@ def select_cells(
     Non-negative orthogonal matching pursuit: the cells whose columns lower the error most steeply enter, then all
     weights are fitted anew by non-negative least squares (Hernandez, Caicedo and Ferrer 2017 for one cell at a time).
     Here the search over all cells gives a pool of candidates, from which a block of cells, a fifth of those chosen so
-    far, enters one by one with exact fits before all cells are searched again. Equal merits are told apart by the
-    original index, so that the choice does not depend on the number of ranks.
+    far, enters one by one with exact fits before all cells are searched again. In the end those cells leave whose
+    absence costs least. Equal merits are told apart by the original index, so that the choice does not depend on the
+    number of ranks.
 
     Parameters
     ----------
@@ -139,15 +141,20 @@ def select_cells(
         )
     pool = _Candidates(integrands, among)
     found = pool.first() if start is None else pool.take(start.cells, start.weights)
-    while found.error > tolerance:
+    # Beyond the tolerance first, and back by leaving out what matters least: some 6 % fewer cells.
+    goal = tolerance if found.error <= tolerance else _BEYOND * tolerance
+    while found.error > goal:
         many = max(_LEAST, int(_GROWTH * found.labels.size))
         before = found.error
-        found = pool.improve(found, many if block is None else min(block, many), tolerance)
+        found = pool.improve(found, many if block is None else min(block, many), goal)
         if not found.error < before:
+            if found.error <= tolerance:
+                break
             raise ConvergenceError(
                 f"no cell lowers the cubature's error of {before:.2e} any more, and {tolerance:.2e} was asked for: "
                 "raise the tolerance"
             )
+    found = pool.prune(tolerance)
     order = np.argsort(found.labels)
     return Cubature(found.labels[order], found.weights[order], found.error)
 
@@ -228,6 +235,15 @@ class _Candidates:
 
         def fit() -> FitOutcome:
             self._fit.improve(count, tolerance)
+            return self._fit.outcome
+
+        return on_root(self.comm, fit)
+
+    def prune(self, tolerance: float) -> FitOutcome:
+        """Let cells leave as long as the error keeps the tolerance. Collective: yes."""
+
+        def fit() -> FitOutcome:
+            self._fit.prune(tolerance)
             return self._fit.outcome
 
         return on_root(self.comm, fit)

@@ -95,6 +95,23 @@ class NonnegativeFit:
             self._select(np.concatenate([np.arange(inside), [best], others]))
             self._settle(np.append(self.outcome.weights, 0.0))
 
+    def prune(self, tolerance: float) -> None:
+        """Let columns leave, the one whose absence costs least each time, while the error keeps the tolerance.
+
+        Without column j the squared error rises by x_j^2 / (A' A)^-1_jj, signs left aside (Hassibi and Stork 1993).
+        """
+        while self.outcome.labels.size > 1:
+            before = self._labels, self._columns, self._gram, self.outcome
+            weights = self.outcome.weights
+            scale, matrix = self._scaled(weights.size)
+            rises = (weights / scale) ** 2 / np.diag(np.linalg.inv(matrix))
+            kept = np.delete(np.arange(weights.size), int(np.argmin(rises)))
+            self._select(kept)
+            self._settle(weights[kept])
+            if self.outcome.error > tolerance:
+                self._labels, self._columns, self._gram, self.outcome = before
+                return
+
     def _select(self, order: npt.NDArray[np.int64]) -> None:
         self._labels, self._columns = self._labels[order], self._columns[:, order]
         self._gram = self._gram[np.ix_(order, order)]
@@ -114,13 +131,18 @@ class NonnegativeFit:
             self._select(np.concatenate([np.flatnonzero(kept), np.arange(weights.size, self._labels.size)]))
             weights = weights[kept]
 
+    def _scaled(self, count: int) -> tuple[Array, Array]:
+        """Return factors that scale the first columns to unit length, and the regular Gram matrix of these."""
+        scale = 1.0 / np.sqrt(np.diag(self._gram)[:count])
+        matrix = self._gram[:count, :count] * np.outer(scale, scale)
+        matrix[np.diag_indices_from(matrix)] += _RIDGE
+        return scale, matrix
+
     def _solve(self, count: int) -> tuple[Array, float]:
         """Return the best fit of the first columns without signs, and the multiplier of the equality."""
         algebra = require_package("scipy.linalg")
         columns, row = self._columns[:-1, :count], self._columns[-1, :count]
-        scale = 1.0 / np.sqrt(np.diag(self._gram)[:count])
-        matrix = self._gram[:count, :count] * np.outer(scale, scale)
-        matrix[np.diag_indices_from(matrix)] += _RIDGE
+        scale, matrix = self._scaled(count)
         factor = algebra.cho_factor(matrix, check_finite=False)
 
         def solve(right: Array) -> Array:

@@ -156,8 +156,7 @@ def test_the_constants_alone_bound_the_error_without_a_solve():
 @pytest.mark.parallel([1, 2])
 def test_a_given_basis_serves_and_the_corrections_stop_where_they_suffice():
     problem = MaurerMittelmannControl(square(), ceiling=None, bounds=None).problem
-    inner_product = InnerProduct(problem.state.function_space, "h1")
-    model = ReducedControl(problem, Basis(inner_product, np.empty((inner_product.owned, 0))))
+    model = ReducedControl(problem)
     controls = [wave(problem, model, number) for number in range(3)]
     model.enrich(controls[0])
     model.enrich(controls[1])
@@ -170,7 +169,7 @@ def test_a_given_basis_serves_and_the_corrections_stop_where_they_suffice():
     assert model.certificate.corrector_solves == solves
     assert rough.error.corrections == 0
     assert rough.error.bound > answer.error.bound
-    other = ReducedControl(problem, model.basis, origin=np.zeros(inner_product.owned))
+    other = ReducedControl(problem, model.basis, origin=np.zeros(model.basis.inner_product.owned))
     assert other.value(controls[2]) == pytest.approx(model.value(controls[2]), rel=1e-10)
     assert model.bounds() is None
 

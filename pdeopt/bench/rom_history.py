@@ -1,0 +1,268 @@
+"""Lines 3, 4 and 5: reduced models of bodies with a history, what they know of their error, and how they learn.
+
+The error of a step is that of the state in the energy norm, relative to the largest state of the trajectory so far:
+the load reverses, and the state at the reversal is nearly zero.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from pdeopt.bench.harness import say
+from pdeopt.bench.rom_history_case import FACTOR, Trained, train
+from pdeopt.bench.study import Study
+from pdeopt.fem.materials import LinearHardening, NortonViscosity, VonMisesMaterial
+from pdeopt.fem.quasi_static import QuasiStatic
+from pdeopt.problems import ThermoplasticPlate
+from pdeopt.reduced_order._packages import require_package
+from pdeopt.reduced_order.basis import Basis
+from pdeopt.reduced_order.conformal import calibrate
+from pdeopt.reduced_order.enrichment import Adaptive, AdaptiveTrajectory, EnrichmentSettings
+from pdeopt.reduced_order.hierarchical_history import HierarchicalHistory
+from pdeopt.reduced_order.inner_product import Array
+from pdeopt.reduced_order.start import CoordinateInterpolation
+
+_VISCOUS = VonMisesMaterial(
+    200e9, 0.3, 200e6, 250e6, hardening=LinearHardening(2e9), viscosity=NortonViscosity(300e6, 5.0)
+)
+_TOLERANCE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """How large everything is: cells along a side, trajectories, modes, tolerances of the cubature."""
+
+    cells: int
+    training: int
+    unseen: int
+    modes: int
+    more_modes: int
+    fine_cells: int
+    fine_training: int
+    fine_unseen: int
+    cubature: float = 0.007
+    strict: float = 0.002
+
+
+_FULL = _Sizes(40, 32, 200, 80, 200, 80, 32, 20)
+_QUICK = _Sizes(6, 2, 2, 8, 14, 6, 2, 2)
+
+
+def measure(study: Study, quick: bool) -> None:
+    """Measure the kill-test, the indicators, detection and enrichment. Collective: yes."""
+    sizes, seed = _QUICK if quick else _FULL, study.settings.seed
+    _kill_test(
+        study, "viscoplasticity", train(_plate(study, sizes.cells, _VISCOUS), max(2, sizes.training // 4), seed), sizes
+    )
+    trained = train(_plate(study, sizes.cells), sizes.training, seed)
+    _kill_test(study, "J2 plasticity", trained, sizes)
+    study.target("3b", "training error over projection error, greatest of both laws", _worst(study), 2.0)
+    _indicators(study, trained, sizes)
+    _detection(study, trained, sizes)
+    fine = train(_plate(study, sizes.fine_cells), sizes.fine_training, seed)
+    _enrichment(study, fine, sizes)
+
+
+def _plate(study: Study, cells: int, material: VonMisesMaterial | None = None) -> ThermoplasticPlate:
+    if material is None:
+        return ThermoplasticPlate(study.comm, cells)
+    return ThermoplasticPlate(study.comm, cells, material=material)
+
+
+_KILL = "kill-test: reduced model on its training loads"
+
+
+def _kill_test(study: Study, law: str, trained: Trained, sizes: _Sizes) -> None:
+    say(study.comm, f"  kill-test, {law}")
+    plate, basis = trained.plate, trained.basis(sizes.modes)
+    for tolerance in (sizes.cubature, sizes.strict):
+        model, _, seconds = trained.model(basis, tolerance)
+        driver = QuasiStatic(model, plate.set_load, time_step=plate.driver.time_step)
+        errors, projections = [], []
+        for parameter, states in zip(trained.parameters, trained.states, strict=True):
+            plate.set_parameter(parameter)
+            driver.reset()
+            answer = basis.expand(driver.march(plate.times()).unknowns)
+            errors.append(trained.relative(answer - states, states))
+            projections.append(trained.relative(states - basis.expand(basis.coordinates(states)), states))
+        e, p = np.array(errors), np.array(projections)
+        study.row(
+            _KILL,
+            {"law": law, "modes": basis.size, "tolerance": tolerance, "cells": model.cubature.size,
+             "of": plate.mesh.topology.index_map(2).size_global, "error mean": e.mean(), "error max": e.max(),
+             "over projection: mean": e.mean() / p.mean(), "max": e.max() / p.max(),
+             "seconds to build": seconds},
+        )  # fmt: skip
+
+
+def _worst(study: Study) -> float:
+    rows = [row for row in study.rows if row["table"] == _KILL and row["tolerance"] == min(_FULL.strict, _QUICK.strict)]
+    return max(max(float(str(row["over projection: mean"])), float(str(row["max"]))) for row in rows)
+
+
+def _indicators(study: Study, trained: Trained, sizes: _Sizes) -> None:
+    """Compare indicators step by step with true errors, in the range of the training and out of it."""
+    say(study.comm, "  indicators")
+    plate = trained.plate
+    modes = trained.basis(sizes.more_modes)
+    small, forces, _ = trained.model(modes.truncate(sizes.modes // 2), sizes.strict * 2.0)
+    large, _, _ = trained.model(modes, sizes.strict)
+    follower = HierarchicalHistory(large, small.basis.size)
+    gappy, local, values = trained.gappy(small, sizes.modes // 2)
+    adaptive = Adaptive(plate.driver, small, forces, sizes.strict, EnrichmentSettings(np.inf, FACTOR, learn=False))
+    driver = QuasiStatic(small, plate.set_load, time_step=plate.driver.time_step)
+    ratios: dict[str, Array] = {}
+    for where in ("in range", "out of range"):
+        parameters = plate.parameters(min(24, sizes.unseen), "plate indicators", study.settings.seed)
+        if where == "out of range":
+            parameters[:, 4] *= 1.25
+        found: dict[str, list[Array]] = {name: [] for name in ("error", "residual", "hierarchical", "gappy misfit")}
+        for parameter in parameters:
+            states = plate.solve_trajectory(parameter).unknowns
+            scale = np.maximum.accumulate(trained.inner_product.norms(states))
+            answer = adaptive.march(plate.times())
+            found["error"].append(trained.relative(answer.unknowns - states, states))
+            found["residual"].append(answer.estimates)
+            driver.reset()
+            follower.reset()
+            steps, misfits = [], []
+            for now in plate.times():
+                driver.step(float(now))
+                steps.append(follower.step(small.coordinates))
+                misfits.append(gappy.coordinates(values[local])[1])
+            found["hierarchical"].append(np.array(steps) / scale)
+            found["gappy misfit"].append(np.array(misfits))
+        error = np.array(found["error"])
+        for name in ("residual", "hierarchical", "gappy misfit"):
+            indicator = np.array(found[name])
+            effectivity = indicator.max(axis=1) / error.max(axis=1)
+            ratios[f"{name}, {where}"] = effectivity
+            spearman = require_package("scipy.stats").spearmanr(error.ravel(), indicator.ravel()).statistic
+            study.row(
+                "indicators of un-enriched models",
+                {"indicator": name, "loads": where, "steps": error.size, "Spearman": float(spearman),
+                 "effectivity of trajectories: least": effectivity.min(), "median": float(np.median(effectivity)),
+                 "greatest": effectivity.max(), "error max": error.max()},
+            )  # fmt: skip
+            if (name, where) == ("hierarchical", "in range"):
+                study.target(
+                    "3c", "hierarchical indicator of all steps in range: Spearman", float(spearman), 0.95, True
+                )
+    for where, least, greatest in (("in range", 0.8, 1.25), ("out of range", 0.5, 2.0)):
+        effectivity = ratios[f"hierarchical, {where}"]
+        study.target(f"3d-least-{where.split()[0]}", f"hierarchical effectivity of trajectories, {where}: least",
+                     float(effectivity.min()), least, True)  # fmt: skip
+        study.target(f"3d-greatest-{where.split()[0]}", f"hierarchical effectivity of trajectories, {where}: greatest",
+                     float(effectivity.max()), greatest)  # fmt: skip
+
+
+def _observe(trained: Trained, adaptive: Adaptive, parameters: Array) -> tuple[Array, Array]:
+    """Return errors and estimates of trajectories without learning, shape (n, steps). Collective: yes."""
+    errors, estimates = [], []
+    for parameter in parameters:
+        states = trained.plate.solve_trajectory(parameter).unknowns
+        answer = adaptive.march(trained.plate.times())
+        errors.append(trained.relative(answer.unknowns - states, states))
+        estimates.append(answer.estimates)
+    return np.array(errors), np.array(estimates)
+
+
+def _detection(study: Study, trained: Trained, sizes: _Sizes) -> None:
+    """Count trajectories whose error was or was not reported, by the residual after a conformal calibration."""
+    say(study.comm, "  detection")
+    plate, seed = trained.plate, study.settings.seed
+    model, forces, _ = trained.model(trained.basis(sizes.modes), sizes.cubature)
+    adaptive = Adaptive(plate.driver, model, forces, sizes.cubature, EnrichmentSettings(np.inf, FACTOR, learn=False))
+    runs = min(19, sizes.unseen)
+    calibration_errors, calibration_estimates = _observe(
+        trained, adaptive, plate.parameters(runs, "plate calibration", seed)
+    )
+    coverage = runs / (runs + 1) - 1e-9
+    # Trajectories by their greatest step: that is what is reported.
+    factor = calibrate(calibration_errors.max(axis=1), calibration_estimates.max(axis=1), coverage).factor
+    errors, estimates = _observe(trained, adaptive, plate.parameters(sizes.unseen, "plate unseen", seed))
+    error, reported = errors.max(axis=1), factor * estimates.max(axis=1) > _TOLERANCE
+    far = (error > 2.0 * _TOLERANCE) & ~reported
+    between = (error > _TOLERANCE) & (error <= 2.0 * _TOLERANCE)
+    good = error <= _TOLERANCE
+    missed = float(np.mean(~reported[between])) if between.any() else 0.0
+    false = float(np.mean(reported[good])) if good.any() else 0.0
+    study.row(
+        "detection of trajectories with an error above 5 %",
+        {"unseen": error.size, "calibration runs": runs, "factor": factor,
+         "above 2x": int(np.sum(error > 2 * _TOLERANCE)),
+         "of them missed": int(far.sum()), "between 1x and 2x": int(between.sum()), "missed": missed,
+         "below": int(good.sum()), "false alarms": false},
+    )  # fmt: skip
+    study.target("4a", "errors above twice the tolerance that went unreported", int(far.sum()), 0)
+    study.target("4b", "errors between once and twice the tolerance that were missed, share", missed, 0.05)
+    study.target("4c", "false alarms, share of the trajectories below the tolerance", false, 0.15)
+
+
+def _enrichment(study: Study, trained: Trained, sizes: _Sizes) -> None:
+    """Run unseen loads with enrichment beside full solves, interleaved."""
+    say(study.comm, "  enrichment")
+    plate, seed, times = trained.plate, study.settings.seed, trained.plate.times()
+    basis = trained.basis(sizes.modes)
+    model, forces, rebuild = trained.model(basis, sizes.cubature, sizes.cubature / 2.0)
+    still = Adaptive(plate.driver, model, forces, sizes.cubature, EnrichmentSettings(np.inf, FACTOR, learn=False))
+    runs = min(9, sizes.fine_unseen)
+    errors, estimates = _observe(trained, still, plate.parameters(runs, "plate calibration", seed))
+    factor = calibrate(errors.max(axis=1), estimates.max(axis=1), runs / (runs + 1) - 1e-9).factor
+    adaptive = Adaptive(plate.driver, model, forces, sizes.cubature, EnrichmentSettings(_TOLERANCE, factor * FACTOR))
+    interpolation = _interpolation(trained, basis)
+    found: dict[str, list[float]] = {
+        name: [] for name in ("enriched", "interpolation", "every tenth step", "projection")
+    }
+    full_seconds, seconds, answers = [], [], []
+    for parameter in plate.parameters(sizes.fine_unseen, "plate unseen", seed):
+        started = time.perf_counter()
+        states = plate.solve_trajectory(parameter).unknowns
+        full_seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        answer = adaptive.march(times)
+        seconds.append(time.perf_counter() - started)
+        answers.append(answer)
+        guess = basis.expand(interpolation(parameter).reshape(basis.size, -1))
+        chosen = np.concatenate([[0.0], times[9::10]])
+        kept = np.hstack([np.zeros((len(states), 1)), states[:, 9::10]])
+        linear = np.array([np.interp(times, chosen, row) for row in kept])
+        rest = states - basis.expand(basis.coordinates(states))
+        for name, field in (("enriched", answer.unknowns - states), ("interpolation", guess - states),
+                            ("every tenth step", linear - states), ("projection", rest)):  # fmt: skip
+            found[name].append(float(trained.relative(field, states).max()))
+    _report(study, adaptive, found, np.array(full_seconds), np.array(seconds), answers, rebuild, factor)
+
+
+def _interpolation(trained: Trained, basis: Basis) -> CoordinateInterpolation:
+    coordinates = np.array([basis.coordinates(states).ravel() for states in trained.states]).T
+    return CoordinateInterpolation(trained.parameters, coordinates)
+
+
+def _report(
+    study: Study, adaptive: Adaptive, found: dict[str, list[float]], full_seconds: Array, seconds: Array,
+    answers: list[AdaptiveTrajectory], rebuild: float, factor: float,
+) -> None:  # fmt: skip
+    parts = {name: sum(answer.seconds[name] for answer in answers) for name in answers[0].seconds}
+    share = float(np.mean([answer.full_steps for answer in answers]))
+    full_step = full_seconds.sum() / (answers[0].times.size * len(answers))
+    update = parts["update"] / max(1, adaptive.updates)
+    for name, worst in found.items():
+        study.row(
+            "unseen loads: greatest error of each trajectory",
+            {"arm": name, "median": float(np.median(worst)), "greatest": max(worst)},
+        )
+    study.row(
+        "enrichment along unseen loads",
+        {"loads": len(answers), "full steps": share, "updates": adaptive.updates, "rebuilds": adaptive.rebuilds,
+         "modes": adaptive.reduced.basis.size, "cells": adaptive.reduced.cubature.size,
+         "pool": adaptive.reduced.pool.size, "factor": factor, "full solve [s]": float(np.median(full_seconds)),
+         "adaptive [s]": float(np.median(seconds)), **{f"{name} [s]": value for name, value in parts.items()},
+         "update [s]": update, "full step [s]": full_step, "rebuild [s]": rebuild},
+    )  # fmt: skip
+    study.target("5a", "greatest error at any step of unseen loads, enriched", max(found["enriched"]), 0.05)
+    study.target("5b", "share of full steps", share, 0.10)
+    study.target("5c", "time over full solves", float(seconds.sum() / full_seconds.sum()), 0.25)
+    study.target("5f", "one update over one full step", float(update / full_step), 1.0)
+    study.target("5g", "one update over building anew", update / rebuild, 0.2)
