@@ -114,12 +114,13 @@ def solve_reduced(system: ReducedSystem, start: Array, settings: NewtonSettings 
             residual, jacobian = system.evaluate(coordinates)
         assert jacobian is not None
         target = max(settings.atol, settings.rtol * _norm(jacobian @ coordinates))
-        if norms[-1] <= target:
+        if norms[-1] <= target < math.inf:
             break
         if len(norms) > settings.max_iterations:
             why = f"{settings.max_iterations} steps were not enough"
             break
-        step = _step(system, jacobian, residual)
+        # A Jacobian with NaN or Inf makes the target infinite, which every residual would meet.
+        step = _step(system, jacobian, residual) if target < math.inf else None
         if step is None:
             why = "the residual or its Jacobian has NaN or Inf, or is singular"
             break

@@ -86,6 +86,10 @@ def test_backtracking_rescues_newton_and_failures_say_why():
     assert result.converged
     assert abs(result.coordinates[0]) <= 1e-12
     assert "NaN" in solve_reduced(Scalar(lambda a: np.nan, lambda a: 1.0), np.zeros(1)).why
+    for derivative in (np.nan, np.inf):  # of a law with a kink: the residual is finite
+        broken = solve_reduced(Scalar(lambda a: 1.0, lambda a, d=derivative: d), np.ones(1))
+        assert not broken.converged
+        assert "NaN" in broken.why
     assert "singular" in solve_reduced(Scalar(lambda a: 1.0, lambda a: 0.0), np.zeros(1)).why
     assert "no step" in solve_reduced(Scalar(lambda a: 1.0 + a * a, lambda a: 2.0 * a), np.array([1e-3])).why
     short = solve_reduced(system, np.array([3.0]), NewtonSettings(max_iterations=1))
