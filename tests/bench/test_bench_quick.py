@@ -63,11 +63,11 @@ PARTS = {
     "relaxed heat": (relax_heat.measure, {"1d", "1e"}),
     "small programs": (optimise_small.measure, {"2b"}),
     "eigenpairs and sketches": (optimise_randomised.measure, {"5a", "5b"}),
-    "certified heat": (rom_heat.measure, set()),
-    "local bases": (rom_local.measure, set()),
-    "cubature": (rom_cubature.measure, set()),
+    "certified heat": (rom_heat.measure, {"1a", "1c", "1e", "1f", "3 heat, in range, low", "7a", "7b"}),
+    "local bases": (rom_local.measure, {"2a", "2b", "2d", "2e", "2f"}),
+    "cubature": (rom_cubature.measure, {"5d"}),
     "laws with internal variables": (rom_materials.measure, {"3a.seconds"}),
-    "models with a history": (rom_history.measure, set()),
+    "models with a history": (rom_history.measure, {"3c", "3d-least-in", "5a", "5b", "5c", "5f", "5g"}),
     "reduced gradients": (rom_gradient.measure, set()),
 }
 
