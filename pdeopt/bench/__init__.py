@@ -13,4 +13,5 @@ BENCHES = {
     "tune": "pdeopt.bench.tune",
     "layers": "pdeopt.bench.layers",
     "optimise": "pdeopt.bench.optimise",
+    "rom": "pdeopt.bench.rom",
 }

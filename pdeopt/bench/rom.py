@@ -4,7 +4,6 @@ from mpi4py import MPI
 
 from pdeopt.bench import (
     rom_cubature,
-    rom_deflation,
     rom_gradient,
     rom_heat,
     rom_history,
@@ -25,8 +24,7 @@ def run(settings: BenchSettings, comm: MPI.Comm) -> BenchResult:
         ("cubature", rom_cubature),
         ("laws with internal variables", rom_materials),
         ("models with a history", rom_history),
-        ("orthogonal decomposition", rom_pod),
-        ("deflation", rom_deflation),
+        ("orthogonal decomposition, deflation", rom_pod),
         ("gradients", rom_gradient),
     ):
         say(comm, f"rom: {name}")

@@ -67,7 +67,7 @@ class Size:
     expansion: float = 1e-4
 
 
-QUICK = Size(cells=12, snapshots=24, modes=8, extra=8, states=24, nodes=10, cubature=1e-3, expansion=1e-3)
+QUICK = Size(cells=12, snapshots=60, modes=20, extra=10, states=24, nodes=10, cubature=1e-3, expansion=1e-3)
 
 
 class Plate:

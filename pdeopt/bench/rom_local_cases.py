@@ -90,7 +90,7 @@ def heat_snapshots(comm: MPI.Comm, cells: int, parameters: Array) -> tuple[Movin
 
 
 def _heat(comm: MPI.Comm, seed: int, quick: bool) -> Family:
-    cells, count = (16, 60) if quick else (128, 400)
+    cells, count = (16, 40) if quick else (128, 400)
     parameters = NARROW.draw(count, random_stream("bench.rom_local.heat", seed))
     fine, coarse = (heat_snapshots(comm, number, parameters)[1].gram() for number in (cells, cells // 4))
     features = np.column_stack([parameters[:, :2], np.log(parameters[:, 2])])
@@ -100,7 +100,7 @@ def _heat(comm: MPI.Comm, seed: int, quick: bool) -> Family:
 
 
 def _block(comm: MPI.Comm, seed: int, quick: bool) -> Family:
-    cells, count = (8, 60) if quick else (64, 400)
+    cells, count = (8, 40) if quick else (64, 400)
     grams = []
     for number in (cells, cells // 4):
         case = NeoHookeanBlock(comm, number)
@@ -113,7 +113,7 @@ def _block(comm: MPI.Comm, seed: int, quick: bool) -> Family:
 
 
 def _plate(comm: MPI.Comm, seed: int, quick: bool) -> Family:
-    cells, count = (8, 16) if quick else (40, 120)
+    cells, count = (4, 12) if quick else (40, 120)
     grams = []
     for number in (cells, cells // 4):
         case = ThermoplasticPlate(comm, number, prefix="local_plate_")

@@ -88,7 +88,7 @@ class NewtonEquilibrium:
         self._residual, self._jacobian = forms.compile_form(self.residual), forms.compile_form(self.jacobian)
         self._comm = self.u.function_space.mesh.comm
         self._errors = CallbackErrors(self._comm)
-        self._scale = 0.0
+        self._scale, self._first = 0.0, True
         self._matrix = fem_petsc.create_matrix(self._jacobian)
         self._x, self._b = self.u.x.petsc_vec.duplicate(), self.u.x.petsc_vec.duplicate()
         self.snes = PETSc.SNES().create(self._comm)
@@ -112,6 +112,7 @@ class NewtonEquilibrium:
         """
         self.snes.setTolerances(rtol=self._relative, atol=max(1e-300, _NEGLIGIBLE * self._scale))
         self.u.x.petsc_vec.copy(self._x)
+        self._first = True
         self.snes.solve(None, self._x)
         self._errors.raise_stored()
         reason = int(self.snes.getConvergedReason())
@@ -138,7 +139,7 @@ class NewtonEquilibrium:
         x.copy(self.u.x.petsc_vec)
         self.u.x.scatter_forward()
 
-    def _evaluate(self, snes: PETSc.SNES, x: PETSc.Vec, b: PETSc.Vec) -> None:
+    def _evaluate(self, _snes: PETSc.SNES, x: PETSc.Vec, b: PETSc.Vec) -> None:
         self._take(x)
         with b.localForm() as local:
             local.set(0.0)
@@ -151,8 +152,8 @@ class NewtonEquilibrium:
         fem_petsc.apply_lifting(b, [self._jacobian], bcs=[self.bcs], x0=[state], alpha=-1.0)
         b.ghostUpdate(addv=PETSc.InsertMode.ADD, mode=PETSc.ScatterMode.REVERSE)
         fem_petsc.set_bc(b, self.bcs, x0=state, alpha=-1.0)
-        if snes.getIterationNumber() == 0:
-            self._scale = max(self._scale, b.norm())  # NaN is not larger
+        if self._first:  # not those that a line search tries and leaves, which may be beyond all loads
+            self._scale, self._first = max(self._scale, b.norm()), False  # NaN is not larger
 
     def _linearise(self, _snes: PETSc.SNES, _x: PETSc.Vec, matrix: PETSc.Mat, _preconditioner: PETSc.Mat) -> None:
         # The internal variables are those of the last residual, which Newton's method took here.

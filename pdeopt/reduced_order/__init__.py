@@ -52,6 +52,7 @@ _PUBLIC_NAMES = {
     "minimise_by_model": "pdeopt.reduced_order.trust_region",
     "predicted_gain": "pdeopt.reduced_order.gain",
     "proper_orthogonal_decomposition": "pdeopt.reduced_order.pod",
+    "read_basis_mesh": "pdeopt.reduced_order.checkpoint",
     "replay": "pdeopt.reduced_order.history",
     "sampled_stability": "pdeopt.reduced_order.certificate",
     "save_basis": "pdeopt.reduced_order.checkpoint",

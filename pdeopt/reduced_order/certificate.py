@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from petsc4py import PETSc
 
 import numpy as np
+import numpy.typing as npt
 import ufl
 from dolfinx import fem
 
@@ -43,6 +44,11 @@ class FullResidual:
     lifting
         u_0; zero if None.
 
+    Raises
+    ------
+    InputError
+        If the inner product has other Dirichlet conditions.
+
     Collective: yes.
     """
 
@@ -56,7 +62,7 @@ class FullResidual:
     ) -> None:
         self._form = forms.compile_form(forms.fix_quadrature_degree(residual))
         self._u, self._basis, self._lifting = u, basis, lifting
-        self._fixed = forms.owned_dirichlet_dofs(bcs)
+        self._fixed = fixed_dofs(basis.inner_product, bcs)
 
     def vector(self, coordinates: Array) -> PETSc.Vec:
         """Return the residual, zero on Dirichlet rows; ``u`` is left at the state. Collective: yes."""
@@ -85,6 +91,25 @@ class FullResidual:
         total = np.empty_like(local)
         self._basis.comm.Allreduce(local, total)
         return np.sqrt(np.maximum(total, 0.0))
+
+
+def fixed_dofs(inner_product: InnerProduct, bcs: Sequence[fem.DirichletBC[Any]]) -> npt.NDArray[np.int32]:
+    """Return the owned degrees of freedom that conditions fix, after a look whether the inner product fixes the same.
+
+    In a smaller space the dual norm would be no bound, and in a larger one far too large.
+
+    Raises
+    ------
+    InputError
+        On all ranks, if it does not.
+
+    Collective: yes.
+    """
+    fixed = forms.owned_dirichlet_dofs(bcs)
+    with collective_errors(inner_product.comm):
+        if not np.array_equal(fixed, forms.owned_dirichlet_dofs(inner_product.bcs)):
+            raise InputError("the inner product has other Dirichlet conditions than the equation: give both the same")
+    return fixed
 
 
 def dual_norm(inner_product: InnerProduct, residual: PETSc.Vec) -> float:
@@ -157,10 +182,7 @@ def sampled_stability(
     """
     if not safety >= 1.0:
         raise InputError(f"safety is {safety!r}: a factor of at least 1 keeps the bound on the safe side")
-    fixed = forms.owned_dirichlet_dofs(bcs)
-    with collective_errors(inner_product.comm):
-        if not np.array_equal(fixed, forms.owned_dirichlet_dofs(inner_product.bcs)):
-            raise InputError("the inner product has other Dirichlet conditions than the equation: give both the same")
+    fixed = fixed_dofs(inner_product, bcs)
     residual = forms.fix_quadrature_degree(residual)
     form = forms.compile_form(ufl.derivative(residual, u) if jacobian is None else jacobian)
     free = np.ones(inner_product.owned, dtype=bool)

@@ -69,6 +69,7 @@ class ReducedDeflation:
         self.settings = DeflationSettings() if basis is None else DeflationSettings(basis)
         self._inner_type = inner
         self._inner: PETSc.PC | None = None
+        self._given: object = None  # the basis that is in use
         self._modes = np.empty((0, 0))
         self._inverse = np.empty((0, 0))  # of the coarse matrix
         self._event = PETSc.Log.Event("ReducedDeflation")
@@ -88,7 +89,7 @@ class ReducedDeflation:
         inner = self._make_inner(pc)
         inner.setOperators(operator, approximation)
         inner.setUp()
-        if self._inverse.size == 0:
+        if self._given is not self.settings.basis or self._inverse.size == 0:
             self._take_modes(operator)
         began = time.perf_counter()
         with log_event("ReducedDeflation coarse"):
@@ -164,7 +165,7 @@ class ReducedDeflation:
                 raise InputError(f"the basis has the shape {modes.shape}: give (owned, r), and this rank owns {owned}")
             if not np.isfinite(modes).all():
                 raise InputError("the basis has NaN or infinite values: look at what it was made from")
-        self._modes = np.asfortranarray(modes, dtype=float)
+        self._given, self._modes = given, np.asfortranarray(modes, dtype=float)
         size = modes.shape[1]
         self._inverse = np.empty((size, size))
         self._local, self._total, self._coarse = np.empty(size), np.empty(size), np.empty(size)

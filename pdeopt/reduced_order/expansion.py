@@ -21,6 +21,7 @@ from dolfinx import fem
 
 from pdeopt.fem import forms
 from pdeopt.reduced_order.basis import Basis
+from pdeopt.reduced_order.certificate import fixed_dofs
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.newton import check_coordinates
 from pdeopt.report import InputError
@@ -72,7 +73,8 @@ class ExpandedResidual:
     Raises
     ------
     InputError
-        If the residual is not polynomial of degree three at most, or there is no training.
+        If the residual is not polynomial of degree three at most, there is no training, or the inner product has other
+        Dirichlet conditions.
 
     Attributes
     ----------
@@ -94,7 +96,7 @@ class ExpandedResidual:
         tolerance: float = 1e-6,
     ) -> None:
         self._source, self._basis = source, basis
-        self._fixed = forms.owned_dirichlet_dofs(bcs)
+        self._fixed = fixed_dofs(basis.inner_product, bcs)
         derivatives = _Derivatives(residual, u, basis.space)
         self._products = [
             np.array(list(itertools.combinations_with_replacement(range(basis.size), degree)), dtype=np.intp).T

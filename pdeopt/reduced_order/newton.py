@@ -82,8 +82,8 @@ class NewtonResult:
 def solve_reduced(system: ReducedSystem, start: Array, settings: NewtonSettings | None = None) -> NewtonResult:
     """Solve r(a) = 0 by Newton's method with backtracking on |r|.
 
-    Residual and Jacobian come bit for bit alike from the all-reduce; the step is rank 0's, since LAPACK may round in
-    another way on another processor. So all ranks decide alike.
+    Residual and Jacobian come bit for bit alike from the all-reduce; start and step are rank 0's, since LAPACK may
+    round in another way on another processor. So all ranks decide alike.
 
     Parameters
     ----------
@@ -105,6 +105,8 @@ def solve_reduced(system: ReducedSystem, start: Array, settings: NewtonSettings 
     started = time.perf_counter()
     with collective_errors(system.comm):
         coordinates = check_coordinates(start, system.size, "start").copy()
+    if system.comm.size > 1:
+        system.comm.Bcast(coordinates)
     residual, jacobian = system.evaluate(coordinates)
     norms, why = [_norm(residual)], ""
     while not why:
@@ -112,12 +114,13 @@ def solve_reduced(system: ReducedSystem, start: Array, settings: NewtonSettings 
             residual, jacobian = system.evaluate(coordinates)
         assert jacobian is not None
         target = max(settings.atol, settings.rtol * _norm(jacobian @ coordinates))
-        if norms[-1] <= target:
+        if norms[-1] <= target < math.inf:
             break
         if len(norms) > settings.max_iterations:
             why = f"{settings.max_iterations} steps were not enough"
             break
-        step = _step(system, jacobian, residual)
+        # A Jacobian with NaN or Inf makes the target infinite, which every residual would meet.
+        step = _step(system, jacobian, residual) if target < math.inf else None
         if step is None:
             why = "the residual or its Jacobian has NaN or Inf, or is singular"
             break

@@ -209,6 +209,7 @@ class ReducedNewton:
             method = "Newton, from the reduced answer"
             seconds["full solve"] = time.perf_counter() - started - sum(seconds.values())
         present.destroy()
+        snes.setFunctionNorm(snes.getFunction()[0].norm())
         snes.setConvergedReason(reason)
         self.report = SolveReport(
             method=method,

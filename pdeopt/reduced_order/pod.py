@@ -105,7 +105,7 @@ def _size(singular_values: Array, modes: int | None, tolerance: float | None, sn
     if tolerance is None and modes > found and snapshots.comm.rank == 0:
         warnings.warn(
             f"{modes} modes were asked for, and {len(snapshots)} snapshots have {found}: going on with these",
-            stacklevel=5,
+            stacklevel=4,
         )
     return min(modes, size)
 

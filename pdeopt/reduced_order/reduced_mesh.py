@@ -62,6 +62,8 @@ class ReducedMesh:
         self.cells: npt.NDArray[np.int32] = np.asarray(
             entities.sub_topology_to_topology(np.arange(count, dtype=np.int32), False)
         )
+        # The same nodes in both meshes: the whole mesh may move.
+        self._nodes = self.submesh.geometry.dofmaps[0], mesh.geometry.dofmaps[0][self.cells]
         with collective_errors(mesh.comm):
             self._check_cells()
         constants = fem.functionspace(self.submesh, ("DG", 0))
@@ -118,7 +120,9 @@ class ReducedMesh:
         return self.function(function)
 
     def update(self) -> None:
-        """Copy the present values of coefficients and constants, without communication. Collective: yes."""
+        """Copy the present coefficients, constants and coordinates, without communication. Collective: yes."""
+        places, sources = self._nodes
+        self.submesh.geometry.x[places] = self.mesh.geometry.x[sources]
         for function, twin in self._functions.items():
             if function not in self._states:
                 twin.x.array[:] = self.field_restriction(function.function_space).values(function)
@@ -224,8 +228,8 @@ class ReducedMesh:
 
     def _check_cells(self) -> None:
         """Verify that both meshes number the vertices of a cell alike."""
-        nodes = self.submesh.geometry.x[self.submesh.geometry.dofmaps[0]]
-        if not np.array_equal(nodes, self.mesh.geometry.x[self.mesh.geometry.dofmaps[0][self.cells]]):
+        places, sources = self._nodes
+        if not np.array_equal(self.submesh.geometry.x[places], self.mesh.geometry.x[sources]):
             raise InputError("the mesh and its submesh number the vertices of a cell differently: report this mesh")
 
 

@@ -25,6 +25,13 @@ from pdeopt.bench import (
     relax,
     relax_curves,
     relax_heat,
+    rom,
+    rom_cubature,
+    rom_gradient,
+    rom_heat,
+    rom_history,
+    rom_local,
+    rom_materials,
     saddle_points,
     time,
     tune,
@@ -56,6 +63,12 @@ PARTS = {
     "relaxed heat": (relax_heat.measure, {"1d", "1e"}),
     "small programs": (optimise_small.measure, {"2b"}),
     "eigenpairs and sketches": (optimise_randomised.measure, {"5a", "5b"}),
+    "certified heat": (rom_heat.measure, {"1a", "1c", "1e", "1f", "3 heat, in range, low", "7a", "7b"}),
+    "local bases": (rom_local.measure, {"2a", "2b", "2d", "2e", "2f"}),
+    "cubature": (rom_cubature.measure, {"5d"}),
+    "laws with internal variables": (rom_materials.measure, {"3a.seconds"}),
+    "models with a history": (rom_history.measure, {"3c", "3d-least-in", "5a", "5b", "5c", "5f", "5g"}),
+    "reduced gradients": (rom_gradient.measure, set()),
 }
 
 
@@ -72,8 +85,9 @@ def test_part_measures_and_keeps_its_claims(name):
 
 
 def test_benches_are_made_of_these_parts():
-    assert {"time", "certificates", "relax", "tune", "layers", "optimise"} <= BENCHES.keys()
+    assert {"time", "certificates", "relax", "tune", "layers", "optimise", "rom"} <= BENCHES.keys()
     assert optimise.run.__module__ == BENCHES["optimise"]
+    assert rom.run.__module__ == BENCHES["rom"]
     assert layers.run.__module__ == BENCHES["layers"]
     assert certificates.run.__module__ == BENCHES["certificates"]
     assert time.run.__module__ == BENCHES["time"]

@@ -10,7 +10,9 @@ import pytest
 import ufl
 
 from pdeopt.fem import forms
-from pdeopt.fem.quasi_static import QuasiStatic
+from pdeopt.fem.kinematics import PlaneStrain
+from pdeopt.fem.materials import VonMisesMaterial
+from pdeopt.fem.quasi_static import NewtonEquilibrium, QuasiStatic
 from pdeopt.problems import BladeSection, NeoHookeanBlock, PressurisedCylinder, ThermoplasticPlate
 from pdeopt.report import ConvergenceError, InputError
 
@@ -123,6 +125,21 @@ def test_one_answer_on_every_rank_count():
     with pytest.raises(ConvergenceError, match="of this rank was not solved"):
         plate.driver.step(0.2)
     assert not plate.u.x.array.any()
+
+
+def test_a_residual_that_a_line_search_leaves_loosens_no_tolerance():
+    """Newton's first step overshoots to 1e173 times the load; the load after it is solved for all the same."""
+    mesh = dolfinx.mesh.create_unit_square(MPI.COMM_SELF, 1, 1)
+    u = dolfinx.fem.Function(dolfinx.fem.functionspace(mesh, ("Lagrange", 1, (2,))))
+    _, internal = VonMisesMaterial(200e9, 0.3, 250e6, 250e6).at_points(u, PlaneStrain(), 1)
+    load, test = dolfinx.fem.Constant(mesh, 400.0), ufl.TestFunction(u.function_space)
+    residual = (ufl.exp(50.0 * u[0]) - load) * test[0] + u[1] * test[1]
+    solver = NewtonEquilibrium(residual * ufl.dx(metadata={"quadrature_degree": 2}), internal, snes_max_it=500)
+    for value in (400.0, 500.0):
+        load.value = value
+        solver.solve()
+        np.testing.assert_allclose(u.x.array[::2], np.log(value) / 50.0, rtol=1e-8)
+    solver.destroy()
 
 
 class Spring:

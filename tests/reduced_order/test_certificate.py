@@ -146,6 +146,10 @@ def test_residuals_that_are_no_cubic_polynomial_are_refused():
         ExpandedResidual(quartic, problem.u, case.basis.truncate(2), source, [], problem.bcs)
     with pytest.raises(InputError, match="training"):
         ExpandedResidual(problem.residual, problem.u, case.basis.truncate(2), source, [], problem.bcs)
+    with pytest.raises(InputError, match="other Dirichlet conditions"):
+        ExpandedResidual(problem.residual, problem.u, case.basis.truncate(2), source, [])
+    with pytest.raises(InputError, match="other Dirichlet conditions"):
+        FullResidual(problem.residual, problem.u, case.basis)
 
 
 def test_the_indicator_tends_to_the_error_where_the_larger_space_holds_the_solution():

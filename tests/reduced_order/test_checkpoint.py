@@ -7,8 +7,14 @@ import dolfinx
 import numpy as np
 import pytest
 
-from pdeopt.reduced_order import Basis, InnerProduct, load_basis, proper_orthogonal_decomposition, save_basis
-from pdeopt.reduced_order.checkpoint import read_basis_mesh
+from pdeopt.reduced_order import (
+    Basis,
+    InnerProduct,
+    load_basis,
+    proper_orthogonal_decomposition,
+    read_basis_mesh,
+    save_basis,
+)
 from pdeopt.report import InputError
 
 pytest.importorskip("io4dolfinx")

@@ -16,6 +16,7 @@ from dolfinx.fem import petsc as fem_petsc
 from pdeopt.fem import forms
 from pdeopt.problems.manufactured_control import zero_on_boundary
 from pdeopt.reduced_order import Basis, InnerProduct, ReducedDeflation
+from pdeopt.reduced_order.deflation import DeflationSettings
 from pdeopt.reduced_order.orthonormal import orthonormalise
 from pdeopt.report import InputError, OptionError
 
@@ -133,12 +134,14 @@ def test_fewer_iterations_to_the_same_answer_from_python_and_from_options():
         assert again.getIterationNumber() < ksp.getIterationNumber()
         assert "over bjacobi" in again.getPC().getPythonContext().report.method
         again.destroy()
-    # The coarse matrix follows the operator.
+    # The coarse matrix follows the operator, and the basis the settings.
     case.matrix.scale(4.0)
+    context.settings = DeflationSettings(case.basis.truncate(8))
     ksp.setOperators(case.matrix)
     ksp.solve(case.right, found)
     assert (4.0 * found - expected).norm() <= 1e-8 * expected.norm()
     assert ksp.getIterationNumber() <= 0.7 * plain.getIterationNumber()
+    assert context.report.quantities["modes"] == 8
 
 
 @pytest.mark.parallel([1, 2])

@@ -25,8 +25,9 @@ def test_a_basis_that_holds_the_solution_gives_it_on_any_number_of_ranks():
         result = solve_reduced(system, np.zeros(1))
         assert result.converged
         assert case.error(mode * result.coordinates, truth) <= 1e-9 * result.coordinates[0]
-        few = solve_reduced(case.galerkin(6), np.zeros(6))
+        few = solve_reduced(case.galerkin(6), np.full(6, 0.1 * comm.rank))  # rank 0's counts
         assert few.converged
+        assert comm.allreduce(float(np.abs(few.coordinates - comm.bcast(few.coordinates)).max())) == 0.0
         found.append(few.coordinates)
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-10)
 
@@ -85,6 +86,10 @@ def test_backtracking_rescues_newton_and_failures_say_why():
     assert result.converged
     assert abs(result.coordinates[0]) <= 1e-12
     assert "NaN" in solve_reduced(Scalar(lambda a: np.nan, lambda a: 1.0), np.zeros(1)).why
+    for derivative in (np.nan, np.inf):  # of a law with a kink: the residual is finite
+        broken = solve_reduced(Scalar(lambda a: 1.0, lambda a, d=derivative: d), np.ones(1))
+        assert not broken.converged
+        assert "NaN" in broken.why
     assert "singular" in solve_reduced(Scalar(lambda a: 1.0, lambda a: 0.0), np.zeros(1)).why
     assert "no step" in solve_reduced(Scalar(lambda a: 1.0 + a * a, lambda a: 2.0 * a), np.array([1e-3])).why
     short = solve_reduced(system, np.array([3.0]), NewtonSettings(max_iterations=1))

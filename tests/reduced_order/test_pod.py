@@ -109,8 +109,9 @@ def test_fewer_modes_than_asked_for_are_returned_with_a_warning():
     snapshots.append(np.zeros(inner.owned))
     for method in METHODS:
         if COMM.rank == 0:
-            with pytest.warns(UserWarning, match="5 modes were asked for, and 10 snapshots have 3"):
+            with pytest.warns(UserWarning, match="5 modes were asked for, and 10 snapshots have 3") as found:
                 basis = proper_orthogonal_decomposition(snapshots, modes=5, method=method)
+            assert found[0].filename == __file__  # the line that asked for them
         else:
             basis = proper_orthogonal_decomposition(snapshots, modes=5, method=method)
         assert basis.size == 3

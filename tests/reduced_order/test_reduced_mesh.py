@@ -136,6 +136,9 @@ def test_constants_follow_and_states_live_on():
     reduced.update()
     assert np.all(kept.x.array == 1.0)
     assert forms.assemble_scalar(form) == pytest.approx(7.0 * area, rel=1e-12)
+    mesh.geometry.x[:, :2] *= 2.0
+    reduced.update()
+    assert forms.assemble_scalar(form) == pytest.approx(28.0 * area, rel=1e-12)
     expression = reduced.restrict(ufl.grad(given * constant[0]))
     assert ufl.domain.extract_unique_domain(expression) == reduced.submesh.ufl_domain()
 

@@ -76,6 +76,9 @@ def test_accepted_where_certified_and_solved_in_full_elsewhere_on_any_number_of_
         assert solver.solver.getConvergedReason() == Reason.CONVERGED_FNORM_RELATIVE
         certified = context.report.quantities["relative error, certified"]
         assert 0.0 < case.error(values, truth) / norm <= certified <= 0.3
+        residual = solver.solver.getFunction()[0].norm()
+        assert residual > 1e-6
+        assert solver.solver.getFunctionNorm() == pytest.approx(residual, rel=1e-12)
         assert not seen
         context.settings = ReducedSettings(context.settings.model, tolerance=1e-7)
         assert case.error(solve(case, solver), truth) <= 1e-8 * norm
