@@ -43,7 +43,7 @@ here = pathlib.Path(__file__).resolve().parent.parent
 folder = here / "out_turbine_blade"
 blade = BladeSection(comm, here / "meshes" / "blade_section.msh")
 product = InnerProduct(blade.space, "h1_seminorm", blade.bcs)
-TOLERANCE = 0.03
+TOLERANCE = 0.004
 
 # ## Training
 #
@@ -56,14 +56,14 @@ snapshots = Snapshots(product)
 for run in runs:
     snapshots.extend(run.unknowns / np.maximum.accumulate(product.norms(run.unknowns)))
 basis = proper_orthogonal_decomposition(snapshots, tolerance=3e-4)
-forces = InternalForces(blade.residual, blade.u, basis, blade.internal.tangent(blade.residual), 2e-3)
+forces = InternalForces(blade.residual, blade.u, basis, blade.internal.tangent(blade.residual), 7e-4)
 for flight, run in zip(flights, runs, strict=True):
     blade.set_parameter(flight)
     blade.driver.reset()
     for _ in replay(blade.driver, run.times, basis.expand(basis.coordinates(run.unknowns))):
         forces.append()
 forces.compress()
-cubature = select_cells(forces, 6e-3)
+cubature = select_cells(forces, 1.5e-3)
 cells = np.union1d(cubature.cells, select_cells(forces, start=cubature).cells)
 pool = Cubature(cells, np.ones(cells.size), 0.0)
 model = ReducedEquilibrium(blade.residual, blade.internal, basis, cubature, bcs=blade.bcs, pool=pool)
@@ -80,7 +80,7 @@ def errors(states, truth):
     return product.norms(states - truth) / np.maximum.accumulate(product.norms(truth))
 
 
-adaptive = Adaptive(blade.driver, model, forces, 6e-3, EnrichmentSettings(TOLERANCE, learn=False))
+adaptive = Adaptive(blade.driver, model, forces, 1.5e-3, EnrichmentSettings(TOLERANCE, learn=False))
 pairs = []
 for flight in blade.parameters(4, "calibration flights"):
     truth = blade.solve_trajectory(flight)
