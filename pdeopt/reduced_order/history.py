@@ -40,7 +40,8 @@ class ReducedEquilibrium:
     settings
         Tolerances of the reduced Newton method.
     pool
-        A cubature with more cells: internal variables live on all of them, so that `enrich` can give weights to any.
+        A cubature with further cells, such as one of a smaller tolerance: internal variables live on these cells too, so
+        that `enrich` can give weights to any of them.
 
     Attributes
     ----------
@@ -67,7 +68,7 @@ class ReducedEquilibrium:
         pool: Cubature | None = None,
     ) -> None:
         self.basis, self.cubature = basis, cubature
-        self.pool = cubature if pool is None else pool
+        self.pool = cubature if pool is None else _united(cubature, pool)
         self._whole, self._residual, self._bcs, self._lifting = internal, residual, bcs, lifting
         self.reduced_mesh = reduced_mesh = ReducedMesh(basis.space.mesh, self.pool)
         reduced_mesh.set_weights(cubature)
@@ -132,6 +133,12 @@ class ReducedEquilibrium:
         """Set the coordinates and the state on the reduced mesh. Collective: no."""
         self.coordinates = np.array(values, float)
         self.system.set_state(self.coordinates)
+
+
+def _united(first: Cubature, second: Cubature) -> Cubature:
+    """Return the cells of both, with weights that mean nothing. Collective: no."""
+    cells = np.union1d(first.cells, second.cells)
+    return Cubature(cells, np.ones(cells.size), second.error)
 
 
 def replay(driver: QuasiStatic, times: Array, unknowns: Array) -> Iterator[int]:
