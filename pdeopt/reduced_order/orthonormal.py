@@ -15,8 +15,6 @@ _KEPT = 1e-12
 # A pass of Cholesky-QR leaves the square of this loss of orthogonality: a loss that stays after one is rounding.
 _SMALL = 1e-8
 
-# Loss of orthogonality that counts as rounding where further passes do not lower it.
-_CANCELLED = 1e-10
 
 
 def combine(fields: Array, factors: Array) -> Array:
@@ -57,9 +55,6 @@ def orthonormalise(inner: InnerProduct, fields: Array) -> Array:
         scale = 1.0 / np.sqrt(np.diag(gram))
         factor = on_root(inner.comm, functools.partial(_inverse_factor, gram * np.outer(scale, scale)))
         fields = combine(fields, scale[:, None] * factor)
-    # Where M cancels digits, as for slender bodies that turn, rounding is larger than that of the products alone.
-    if np.abs(inner.gram(fields) - np.eye(fields.shape[1])).max(initial=0.0) <= _CANCELLED:
-        return fields
     raise InputError(f"{fields.shape[1]} fields are linearly dependent, or nearly so: leave some of them out")
 
 
