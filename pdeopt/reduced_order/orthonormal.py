@@ -16,7 +16,6 @@ _KEPT = 1e-12
 _SMALL = 1e-8
 
 
-
 def combine(fields: Array, factors: Array) -> Array:
     """Return combinations of fields, shape (owned, r) column by column in memory, by factors (n, r). Collective: no."""
     return np.asarray((factors.T @ fields.T).T)
