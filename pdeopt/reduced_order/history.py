@@ -40,7 +40,7 @@ class ReducedEquilibrium:
     settings
         Tolerances of the reduced Newton method.
     pool
-        A cubature with further cells, such as one of a smaller tolerance: internal variables live on these cells too, so
+        A cubature with further cells, such as one of a smaller tolerance: internal variables live on these too, so
         that `enrich` can give weights to any of them.
 
     Attributes
