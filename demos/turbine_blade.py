@@ -1,126 +1,167 @@
 # # A turbine blade under flights that nobody foresaw
 #
-# A cooled blade creeps where it is hot. How much, after a flight through take-off, cruise and landing, depends on nine
-# numbers: the temperatures of the gas along three zones of the surface and of the coolant, what is left of them in
-# cruise, and how long the take-off lasts. Each step of the full model solves the equilibrium of a viscoplastic alloy,
+# The metal of a cooled turbine blade creeps where it is hot: the rate of the plastic strain $p$ is
 #
-# $$ \int_\Omega \sigma(u, h) : \varepsilon(v)\,dx = 0, \qquad \dot p = \langle (\sigma_{eq}(\sigma - X) - R(p)) / K
-#    \rangle^n, $$
+# $$ \dot p = \Big(\frac{\sigma_{eq} - R(p)}{K(T)}\Big)^{n(T)}, \qquad
+#    \nabla\cdot\sigma = 0, \quad \sigma = C(T) : (\varepsilon(u) - \varepsilon_{th}(T) - \varepsilon_p), $$
 #
-# with a history $h$ at every quadrature point: plastic strain, its cumulated value $p$, and a back strain. The reduced
-# model has few coordinates in place of $u$, and few cells in place of all. The whole body then follows its answer
-# without a solve, and what is left of the equilibrium says how wrong the answer is. Where that is too much, the full
-# model takes this one step, and the reduced model learns from it. Metres, seconds, kelvins and pascals.
+# where $\sigma_{eq}$ is the equivalent stress without the back stress, and how much strain a flight leaves depends on
+# the whole of its temperature history: 13 numbers here. A reduced model answers in few coordinates, with the internal
+# variables at few points; it is trained with flights at four fifths of the thrust, and has to answer for full thrust.
+# Where it cannot, its own residual says so, and one step of the full model teaches it what it lacks.
 #
 # Run it with `mpirun -n 2 python demos/turbine_blade.py`.
 
 import pathlib
+import time
 
 from mpi4py import MPI
 
 import numpy as np
+import ufl
 from dolfinx import fem
 
+from pdeopt.fem import output
 from pdeopt.parallel import print_root
 from pdeopt.plot import plot_convergence, plot_fields
 from pdeopt.problems import BladeSection
 from pdeopt.reduced_order import (
     Adaptive,
-    Cubature,
     EnrichmentSettings,
     InnerProduct,
     InternalForces,
     ReducedEquilibrium,
     Snapshots,
-    calibrate,
     proper_orthogonal_decomposition,
     replay,
     select_cells,
 )
 
 comm = MPI.COMM_WORLD
-here = pathlib.Path(__file__).resolve().parent.parent
-folder = here / "out_turbine_blade"
-blade = BladeSection(comm, here / "meshes" / "blade_section.msh")
-product = InnerProduct(blade.space, "h1_seminorm", blade.bcs)
-TOLERANCE = 0.004
+root = pathlib.Path(__file__).resolve().parent.parent
+folder = root / "out_turbine_blade"
 
-# ## Training
+# ## Ten flights, and the modes that they share
 #
-# Six flights of 24 steps give the modes; the states between them, and the forces in each cell, give a cubature: cells
-# with weights that integrate the reduced equations as all cells do.
+# Displacements are measured by the elastic energy that they would have in a blade of 800 degrees; with this inner
+# product the residual of a step, a force, is worth the displacement that it causes. Each is divided by the largest of
+# its flight so far.
 
-flights = blade.parameters(6, "training flights")
-runs = [blade.solve_trajectory(flight) for flight in flights]
-snapshots = Snapshots(product)
-for run in runs:
-    snapshots.extend(run.unknowns / np.maximum.accumulate(product.norms(run.unknowns)))
-basis = proper_orthogonal_decomposition(snapshots, tolerance=3e-4)
-forces = InternalForces(blade.residual, blade.u, basis, blade.internal.tangent(blade.residual), 7e-4)
-for flight, run in zip(flights, runs, strict=True):
-    blade.set_parameter(flight)
-    blade.driver.reset()
-    for _ in replay(blade.driver, run.times, basis.expand(basis.coordinates(run.unknowns))):
+case = BladeSection(comm, root / "meshes" / "blade_section.msh")
+
+
+def energy(u, v):
+    strain = ufl.sym(ufl.grad(u)), ufl.sym(ufl.grad(v))
+    return 150e9 * (ufl.inner(*strain) / 1.3 + 0.3 / 0.52 * ufl.div(u) * ufl.div(v)) * ufl.dx
+
+
+inner_product = InnerProduct(case.space, energy, case.bcs)
+snapshots = Snapshots(inner_product)
+training = case.parameters(10, "demo.training")
+training[:, :4] *= 0.8
+flights = [case.solve_trajectory(parameter) for parameter in training]
+for flight in flights:
+    snapshots.extend(flight.unknowns / np.maximum.accumulate(inner_product.norms(flight.unknowns)))
+basis = proper_orthogonal_decomposition(snapshots, modes=20)
+decay = basis.singular_values / basis.singular_values[0]
+print_root(comm, f"singular values 5, 10, 20 of the first: {decay[4]:.1e}, {decay[9]:.1e}, {decay[19]:.1e}")
+
+# ## Few cells for all, and some in reserve
+#
+# The body is led through the projections of its flights on the modes, so that the cells are chosen for the internal
+# variables that the reduced model will see. Some more cells stand by, to get weights when modes are added.
+
+accuracy = 5e-4
+forces = InternalForces(case.residual, case.u, basis, case.internal.tangent(case.residual), accuracy / 4.0)
+for parameter, flight in zip(training, flights, strict=True):
+    case.set_parameter(parameter)
+    case.driver.reset()
+    for _ in replay(case.driver, flight.times, basis.expand(basis.coordinates(flight.unknowns))):
         forces.append()
 forces.compress()
-cubature = select_cells(forces, 1.5e-3)
-cells = np.union1d(cubature.cells, select_cells(forces, start=cubature).cells)
-pool = Cubature(cells, np.ones(cells.size), 0.0)
-model = ReducedEquilibrium(blade.residual, blade.internal, basis, cubature, bcs=blade.bcs, pool=pool)
-count = blade.mesh.topology.index_map(2).size_global
-print_root(comm, f"{basis.size} modes, {cubature.size} of {count} cells")
+cubature = select_cells(forces, accuracy)
+pool = select_cells(forces, accuracy / 4.0, start=cubature)
+reduced = ReducedEquilibrium(case.residual, case.internal, basis, cubature, bcs=case.bcs, pool=pool)
+cells = case.mesh.topology.index_map(2).size_global
+print_root(comm, f"{basis.size} modes; cubature: {cubature.size} of {cells} cells, {reduced.pool.size} with reserve")
 
-# ## What the residual is worth
+# ## Six flights at full thrust
 #
-# Four further flights without learning calibrate the indicator: by the largest of their ratios of true error to
-# residual, the error of another flight is bounded with a probability of 4/5.
+# The residual of the full model at each reduced answer, one assembly and one solve with a matrix factorised once, is
+# the estimate of the error. Where it exceeds a thousandth of the displacement, the full model solves this one step, and
+# the part of its answer outside of the modes becomes a mode for all that follows. The plastic strain at the end of a
+# flight is a harder test: it adds up what a steep function of the stress has left in 24 steps.
+
+tolerance = 1e-3
+adaptive = Adaptive(case.driver, reduced, forces, accuracy, EnrichmentSettings(tolerance))
+errors, strain_errors, estimates, asked, seconds = [], [], [], [], {"full": 0.0, "reduced": 0.0}
+name = "cumulated plastic strain"
+for number, parameter in enumerate(case.parameters(6, "demo.unseen")):
+    comm.Barrier()
+    started = time.perf_counter()
+    truth = case.solve_trajectory(parameter)
+    seconds["full"] += time.perf_counter() - started
+    answer = adaptive.march(truth.times)
+    seconds["reduced"] += sum(answer.seconds.values())
+    largest = np.maximum.accumulate(inner_product.norms(truth.unknowns))
+    errors.append(inner_product.norms(answer.unknowns - truth.unknowns) / largest)
+    strain, true_strain = case.internal.state()[name], truth.history[name][:, -1]
+    peaks = [float(np.abs(values).max(initial=0.0)) for values in (strain - true_strain, true_strain)]
+    strain_errors.append(comm.allreduce(peaks[0], MPI.MAX) / comm.allreduce(peaks[1], MPI.MAX))
+    estimates.append(answer.estimates)
+    asked.append(answer.full_steps)
+    steps = ", ".join(str(step + 1) for step in np.flatnonzero(answer.full_steps)) or "none"
+    model = adaptive.reduced
+    print_root(
+        comm,
+        f"flight {number + 1}: error {errors[-1].max():.1e}, of the plastic strain {strain_errors[-1]:.1e}, "
+        f"full steps: {steps}; {model.basis.size} modes, {model.cubature.size} cells",
+    )
+share, ratio = float(np.mean(asked)), seconds["reduced"] / seconds["full"]
+print_root(comm, f"errors up to {np.max(errors):.1e}, of the plastic strain {max(strain_errors):.1e} of its peak")
+print_root(comm, f"full model: {np.sum(asked)} of {np.size(asked)} steps; time {ratio:.2f} of what it needs for all")
+print_root(comm, f"last of its solves: converged (reason {case.driver.solver.snes.getConvergedReason()})")
+
+# ## Pictures, and files for ParaView
 
 
-def errors(states, truth):
-    return product.norms(states - truth) / np.maximum.accumulate(product.norms(truth))
+points = next(field for field in case.internal.history if field.name == name).function_space
+owned = case.mesh.topology.index_map(2).size_local
 
 
-adaptive = Adaptive(blade.driver, model, forces, 1.5e-3, EnrichmentSettings(TOLERANCE, learn=False))
-pairs = []
-for flight in blade.parameters(4, "calibration flights"):
-    truth = blade.solve_trajectory(flight)
-    found = adaptive.march(truth.times)
-    pairs.append((errors(found.unknowns, truth.unknowns).max(), found.estimates.max()))
-factor = calibrate(*np.array(pairs).T, coverage=0.8).factor
-adaptive.settings = EnrichmentSettings(TOLERANCE, factor)
+def by_cell(values):
+    """Return the field of one number a cell, shape (owned cells,)."""
+    field = fem.Function(fem.functionspace(case.mesh, ("DG", 0)))
+    field.x.array[field.function_space.dofmap.list[:owned, 0]] = values
+    field.x.scatter_forward()
+    return field
 
-# ## Unseen flights
-#
-# Five flights, one after another. What the model learns in one it knows in the next.
 
-estimates, asked, worst = [], [], 0.0
-for flight in blade.parameters(5, "unseen flights"):
-    truth = blade.solve_trajectory(flight)
-    found = adaptive.march(truth.times)
-    worst = max(worst, errors(found.unknowns, truth.unknowns).max())
-    estimates += list(found.estimates)
-    asked += list(found.full_steps)
-print_root(comm, f"{sum(asked)} of {len(asked)} steps were solved in full, {adaptive.reduced.basis.size} modes now")
-print_root(comm, f"greatest error of all steps: {worst:.2%}")
+def mean_percent(values):
+    """Return the means over the cells' points in per cent."""
+    return by_cell(100.0 * values[points.dofmap.list[:owned]].mean(axis=1))
 
-# ## Pictures
-#
-# The estimated error of each step, with the steps that the full model solved, and the cumulated plastic strain after
-# the last flight, which the whole body has kept.
 
-strain = next(field for field in blade.internal.history if field.name == "cumulated plastic strain")
-shown = fem.Function(fem.functionspace(blade.mesh, ("DG", 0)))
-owned = blade.mesh.topology.index_map(2).size_local
-means = strain.x.array[strain.function_space.dofmap.list[:owned]].mean(axis=1)
-shown.x.array[shown.function_space.dofmap.list[:owned, 0]] = 100.0 * means
-shown.x.scatter_forward()
-plot_fields({"cumulated plastic strain (%)": shown}, folder / "fields.png", colour_map="inferno", length_unit="m")
-full = [estimate if ask else 0.0 for estimate, ask in zip(estimates, asked, strict=True)]
-plot_convergence(
-    {"estimated error": estimates, "solved in full": full, "tolerance": [TOLERANCE] * len(full)},
-    folder / "convergence.png", "step of the five flights", "relative error", comm=comm,
-)  # fmt: skip
-print_root(comm, f"wrote {folder.name}/: fields.png, convergence.png")
+case.set_load(90.0)  # s, in the middle of the take-off
+hot = fem.Function(case.influences[0].function_space)
+hot.interpolate(fem.Expression(case.temperature, hot.function_space.element.interpolation_points))
+chosen = np.isin(case.mesh.topology.original_cell_index[:owned], adaptive.reduced.cubature.cells)
+strains = {"plastic strain": mean_percent(strain), "error": mean_percent(strain - true_strain)}
+output.write_fields(folder / "fields", {"temperature": hot, **strains})
+pictures = {
+    "temperature at 90 s (K)": hot,
+    "cumulated plastic strain (%)": strains["plastic strain"],
+    "cells of the cubature": by_cell(chosen.astype(float)),
+}
+maps = {"temperature at 90 s (K)": "inferno", "cells of the cubature": "Greys"}
+plot_fields(pictures, folder / "fields.png", colour_map=maps, length_unit="m")
+curves = {"estimate": np.ravel(estimates), "error": np.ravel(errors)}
+curves["solved by the full model"] = np.where(np.ravel(asked), curves["estimate"], 0.0)
+curves["tolerance"] = np.full(np.size(asked), tolerance)
+plot_convergence(curves, folder / "convergence.png", xlabel="steps of six flights, 24 each", ylabel="relative error")
+print_root(comm, f"wrote {folder.name}/: fields for ParaView, fields.png, convergence.png")
 
-assert worst <= 2.0 * TOLERANCE
-assert sum(asked) <= 0.2 * len(asked)
+assert np.max(errors) <= 2.0 * tolerance
+assert max(strain_errors) <= 0.05
+assert share <= 0.1
+assert ratio <= 0.5

@@ -215,7 +215,7 @@ def plot_convergence(
         axes = figure.subplots()
         for index, (label, history) in enumerate(histories.items()):
             # Markers tell curves apart in print; at most some twenty of them, so that they stay apart themselves.
-            every = max(1, len(history) // 20)
+            every = max(1, sum(value > 0 for value in history) // 20)
             axes.plot(
                 range(len(history)), history, marker="osv^Dx"[index % 6], markersize=4, markevery=every, label=label
             )

@@ -168,6 +168,8 @@ def test_histories_are_drawn_on_a_logarithmic_axis(tmp_path, monkeypatch):
     assert axes.get_yscale() == "log"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["MINRES", "Newton"]
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), histories["MINRES"])
+    plot_convergence({"few": np.eye(1, 100)[0]}, path)  # a point that stands alone has no line, but its marker
+    assert figures[-1].axes[0].lines[0].get_markevery() == 1
     with pytest.raises(InputError, match="no positive value"):
         plot_convergence({"nothing": [0.0]}, path)
 
