@@ -2,7 +2,7 @@
 #
 # A plate with cold edges conducts better where it is hot, and a source of heat may stand anywhere in its middle:
 #
-# $$ -\nabla\cdot\big((1 + u^2)\,\nabla u\big) = A\, e^{-|x - c|^2 / (2 s^2)}, \qquad u = 0 \text{ on the edge}. $$
+# $$ -\nabla\cdot((1 + u^2)\,\nabla u) = A\, e^{-|x - c|^2 / (2 s^2)}, \qquad u = 0 \text{ on the edge}. $$
 #
 # Who wants the temperature for thousands of places $c$ and amplitudes $A$ need not solve the equation thousands of
 # times. 60 solutions give a basis; few cells, weighted, stand for all; and the residual of the full equation says how

@@ -2,7 +2,7 @@
 #
 # The metal of a cooled turbine blade creeps where it is hot: the rate of the plastic strain $p$ is
 #
-# $$ \dot p = \Big(\frac{\sigma_{eq} - R(p)}{K(T)}\Big)^{n(T)}, \qquad
+# $$ \dot p = \left(\frac{\sigma_{eq} - R(p)}{K(T)}\right)^{n(T)}, \qquad
 #    \nabla\cdot\sigma = 0, \quad \sigma = C(T) : (\varepsilon(u) - \varepsilon_{th}(T) - \varepsilon_p), $$
 #
 # where $\sigma_{eq}$ is the equivalent stress without the back stress, and how much strain a flight leaves depends on
