@@ -157,7 +157,7 @@ def _row(
             "training: mean error / projection": ratio,
             "unseen: mean error": float(errors[unseen].mean()), "unseen: largest error": float(errors[unseen].max()),
             "unseen: mean error / projection": float(errors[unseen].mean() / projection[unseen].mean()),
-            "ms a solve": milliseconds, "Newton steps": steps, "failed": failures,
+            "ms a solve": milliseconds, "Newton steps": steps, "not solved": failures,
             "speed-up over SNES + MUMPS": 1e3 * statistics.median(heat.seconds) / milliseconds,
         },
     )  # fmt: skip
