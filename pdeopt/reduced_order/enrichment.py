@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pdeopt.fem import forms
 from pdeopt.fem.quasi_static import NewtonEquilibrium, QuasiStatic
 from pdeopt.reduced_order.basis import Basis
-from pdeopt.reduced_order.cubature import Cubature, select_cells
+from pdeopt.reduced_order.cubature import Cubature, original_cells, select_cells
 from pdeopt.reduced_order.history import ReducedEquilibrium
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.internal_forces import InternalForces
@@ -131,6 +131,7 @@ class Adaptive:
         self._form = forms.compile_form(self._solver.residual)
         self._fixed = forms.owned_dirichlet_dofs(self._solver.bcs)
         self._seconds: dict[str, float] = {}
+        self._prepare_updates()
 
     def march(self, times: Array) -> AdaptiveTrajectory:
         """Go from the virgin body at rest through all times [s], which rise.
@@ -228,6 +229,11 @@ class Adaptive:
         cells = np.union1d(old.pool.cells, cubature.cells)
         pool = Cubature(cells, np.ones(cells.size), cubature.error)
         self.reduced = old.rebuilt(basis, cubature, pool)
+        self._prepare_updates()
+
+    def _prepare_updates(self) -> None:
+        """Let the forces keep their rows for the pool's cells, to which updates are confined. Collective: yes."""
+        self.forces.columns(np.isin(original_cells(self.forces.mesh), self.reduced.pool.cells))
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
