@@ -259,7 +259,10 @@ class Adaptive:
         """Choose among all cells, and make a reduced mesh for them and the present pool. Collective: yes."""
         old = self.reduced
         cubature = select_cells(self.forces, self._cubature_tolerance, start=old.cubature)
-        cells = np.union1d(old.pool.cells, cubature.cells)
+        # More than enough: the next modes shall not need another mesh again.
+        finer = max(self.forces.tolerance, 0.5 * self._cubature_tolerance)
+        more = select_cells(self.forces, finer, start=cubature)
+        cells = np.union1d(old.pool.cells, more.cells)
         pool = Cubature(cells, np.ones(cells.size), cubature.error)
         self.reduced = old.rebuilt(basis, cubature, pool)
         self._prepare_updates()
