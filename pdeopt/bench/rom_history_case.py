@@ -14,6 +14,8 @@ from pdeopt.reduced_order.gappy_history import GappyHistory
 from pdeopt.reduced_order.history import ReducedEquilibrium, replay
 from pdeopt.reduced_order.inner_product import Array, InnerProduct
 from pdeopt.reduced_order.internal_forces import InternalForces
+from pdeopt.reduced_order.pod import proper_orthogonal_decomposition
+from pdeopt.reduced_order.snapshots import Snapshots
 
 _YOUNG, _POISSON = 200e9, 0.3
 
@@ -24,6 +26,11 @@ def energy(u: Expr, v: Expr) -> ufl.Form:
     strains = (ufl.sym(ufl.grad(u)), ufl.sym(ufl.grad(v)))
     return (2.0 * shear * ufl.inner(*strains) + lame * ufl.div(u) * ufl.div(v)) * ufl.dx
 
+
+# Cells of the pool that no fit has chosen, at most.
+_SPREAD = 300
+# Of the snapshots: modes of a smaller part are rounding.
+_REST = 1e-6
 
 # The indicator of `Adaptive` is a force over a displacement: this makes it a relative error of an elastic body.
 FACTOR = 1.0 / _YOUNG
@@ -54,7 +61,7 @@ class Trained:
     def basis(self, size: int) -> Basis:
         """Return modes of the training states, each over the largest of its trajectory so far. Collective: yes."""
         scaled = [u / np.maximum.accumulate(self.inner_product.norms(u)) for u in self.states]
-        return leading_modes(self.inner_product, np.hstack(scaled), size)
+        return _leading_modes(self.inner_product, np.hstack(scaled), size)
 
     def model(
         self, basis: Basis, tolerance: float, pool_tolerance: float | None = None
@@ -72,7 +79,10 @@ class Trained:
         cubature, pool = select_cells(forces, tolerance), None
         if pool_tolerance is not None:
             more = select_cells(forces, pool_tolerance, start=cubature)
-            cells = np.union1d(cubature.cells, more.cells)
+            # Beside them some cells all over the body, for modes unlike those of the training.
+            count = plate.mesh.topology.index_map(2).size_global
+            spread = np.unique(np.linspace(0, count - 1, _SPREAD).astype(np.int64))
+            cells = np.union1d(np.union1d(cubature.cells, more.cells), spread)
             pool = Cubature(cells, np.ones(cells.size), more.error)
         model = ReducedEquilibrium(plate.residual, plate.internal, basis, cubature, bcs=plate.bcs, pool=pool)
         return model, forces, time.perf_counter() - started
@@ -88,7 +98,7 @@ class Trained:
         points = field.function_space.dofmap.list[model.reduced_mesh.cells].ravel()
         twin = model.reduced_mesh.function(field)
         local = twin.function_space.dofmap.list[: model.reduced_mesh.cells.size].ravel()
-        gappy = GappyHistory(leading_modes(product, np.hstack(self.strains), size), points)
+        gappy = GappyHistory(_leading_modes(product, np.hstack(self.strains), size), points)
         return gappy, local, twin.x.array
 
 
@@ -101,11 +111,8 @@ def train(plate: ThermoplasticPlate, count: int, seed: int) -> Trained:
     return Trained(plate, product, parameters, [run.unknowns for run in runs], strains)
 
 
-def leading_modes(product: InnerProduct, columns: Array, size: int) -> Basis:
-    """Return the leading modes of columns by the method of snapshots, orthonormalised twice. Collective: yes."""
-    values, vectors = product.comm.bcast(np.linalg.eigh(product.gram(columns)))
-    size = min(size, int(np.sum(values > 1e-12 * values[-1])))
-    modes = columns @ (vectors[:, ::-1][:, :size] / np.sqrt(values[::-1][:size]))
-    for _ in range(2):
-        modes = np.linalg.solve(np.linalg.cholesky(product.gram(modes)), modes.T).T
-    return Basis(product, np.ascontiguousarray(modes), np.sqrt(np.maximum(values[::-1], 0.0)))
+def _leading_modes(product: InnerProduct, columns: Array, size: int) -> Basis:
+    """Return at most so many modes, fewer where the columns are dependent. Collective: yes."""
+    snapshots = Snapshots(product)
+    snapshots.extend(columns)
+    return proper_orthogonal_decomposition(snapshots, modes=size, tolerance=_REST)

@@ -6,6 +6,7 @@ from mpi4py import MPI
 
 import dolfinx
 import numpy as np
+import numpy.typing as npt
 import ufl
 from dolfinx import fem
 
@@ -105,6 +106,11 @@ class CompressedIntegrands:
         first = _count_below(energies, allowed)
         scale = np.sqrt(energies[first:] / max(self.states, 1))
         return (vectors[:, first:] * scale).T @ self._range
+
+    def columns(self, inside: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return A in some of the owned cells, and this rank's part of its sum over all. Collective: yes."""
+        rows = self.rows()
+        return rows[:, inside], rows.sum(axis=1)
 
     def _merge(self) -> None:
         """Add the pending rows to the range and its products."""

@@ -5,6 +5,7 @@ from typing import Any
 from mpi4py import MPI
 
 import numpy as np
+import numpy.typing as npt
 import ufl
 from dolfinx import fem
 from ufl.algorithms import expand_derivatives
@@ -23,6 +24,7 @@ _SHARE = 1.0
 _TANGENT = 0.1
 # More rows than these are replaced by so many random combinations of them, each row in some of them.
 _ROWS, _COPIES = 1000, 2
+_STREAM = "rows of a cubature"
 
 
 class InternalForces:
@@ -80,8 +82,11 @@ class InternalForces:
         self._modes = [self._on_cells(basis.modes)]
         self._states: list[Array] = []
         self._patterns: list[Array] = []
-        self._rows = np.empty((0, self.volumes.size))
-        self._generator = random_stream("rows of a cubature")
+        # Factors of the products, as they came, and the rows for some cells, with all cells' sum as the last column.
+        self._pairs: list[tuple[Array, Array]] = []
+        self._inside = np.ones(self.volumes.size, dtype=bool)
+        self._table = np.empty((0, self.volumes.size + 1))
+        self._generator = random_stream(_STREAM)
         self.states = 0
 
     def append(self) -> None:
@@ -107,26 +112,42 @@ class InternalForces:
         patterns = (vectors[:, left_out:].T @ states) / np.sqrt(self.states)
         patterns = np.ascontiguousarray(patterns.reshape(-1, *self._dofs.shape).transpose(1, 2, 0))
         self._patterns, self._states = [patterns], []
-        self._rows = self._products(patterns, self._modes[0])
+        self._add([(patterns, self._modes[0])])
         return int(patterns.shape[2])
 
     def rows(self) -> Array:
         """Return A, shape (rows, owned cells): |A (w - 1)| is the error of weights w. Collective: no."""
-        return self._rows
+        return self.columns(np.ones(self.volumes.size, dtype=bool))[0]
+
+    def columns(self, inside: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Return A in some of the owned cells, and this rank's part of its sum over all cells, shape (rows,).
+
+        What is added later is evaluated in these cells alone, until others are asked for. Collective: no.
+        """
+        if not np.array_equal(inside, self._inside):
+            pairs, self._pairs = self._pairs, []
+            self._inside, self._table = inside, np.empty((0, int(inside.sum()) + 1))
+            self._generator = random_stream(_STREAM)  # the same combinations again
+            self._add(pairs)
+        return self._table[:, :-1], self._table[:, -1]
 
     def enrich(self, mode: Array) -> None:
         """Add a mode, shape (owned,), and the state that is present: their products are new rows. Collective: yes."""
         column = self._on_cells(mode[:, None])
         self._modes.append(column)
         state = self._evaluate() / np.sqrt(self.states)
-        pairs = [(patterns, column) for patterns in self._patterns] + [(state, modes) for modes in self._modes]
+        self._add([(patterns, column) for patterns in self._patterns] + [(state, modes) for modes in self._modes])
+        self._patterns.append(state)
+
+    def _add(self, pairs: list[tuple[Array, Array]]) -> None:
+        """Add the products of patterns and modes to the rows. Collective: no."""
         for patterns, modes in pairs:
             new = self._products(patterns, modes)
-            if self._rows.shape[0] + new.shape[0] <= _ROWS:
-                self._rows = np.concatenate([self._rows, new])
+            if self._table.shape[0] + new.shape[0] <= _ROWS:
+                self._table = np.concatenate([self._table, new])
             else:
-                _scatter(new, self._rows, self._generator)
-        self._patterns.append(state)
+                _scatter(new, self._table, self._generator)
+        self._pairs += pairs
 
     def _evaluate(self) -> Array:
         """Return both element vectors over the size of the state, shape (owned cells, n, 2). Collective: yes."""
@@ -148,13 +169,18 @@ class InternalForces:
         return values
 
     def _products(self, patterns: Array, modes: Array) -> Array:
-        """Return all products, or random combinations of them, shape (rows, owned cells). Collective: no."""
+        """Return all products, or random combinations of them, shape (rows, cells + 1). Collective: no."""
         count = patterns.shape[2] * modes.shape[2]
+        sums = patterns.reshape(-1, patterns.shape[2]).T @ modes.reshape(-1, modes.shape[2])
+        if not self._inside.all():
+            patterns, modes = patterns[self._inside], modes[self._inside]
         if count <= _ROWS:
-            return np.asarray(np.einsum("cdm,cdr->mrc", patterns, modes, optimize=True)).reshape(count, -1)
-        rows = np.zeros((_ROWS, patterns.shape[0]))
+            products = np.einsum("cdm,cdr->mrc", patterns, modes, optimize=True).reshape(count, -1)
+            return np.column_stack([products, sums.ravel()])
+        rows = np.zeros((_ROWS, patterns.shape[0] + 1))
         for pattern in range(patterns.shape[2]):
-            _scatter(np.einsum("cd,cdr->rc", patterns[:, :, pattern], modes), rows, self._generator)
+            products = np.einsum("cd,cdr->rc", patterns[:, :, pattern], modes)
+            _scatter(np.column_stack([products, sums[pattern]]), rows, self._generator)
         return rows
 
 

@@ -42,20 +42,33 @@ def march(case, model, load):
     return driver.march(case.plate.times(STEPS))
 
 
-@pytest.mark.parallel([1, 2, 3])
-def test_all_cells_and_all_states_give_the_full_trajectory(case):
-    model = case.model(case.basis, all_cells(case.plate.mesh))
-    found = march(case, model, 1)
+@pytest.fixture(scope="module")
+def exact(case):
+    return case.model(case.basis, all_cells(case.plate.mesh))
+
+
+@pytest.fixture(scope="module")
+def small(case):
+    return case.model(case.basis.truncate(4), all_cells(case.plate.mesh))
+
+
+@pytest.fixture(scope="module")
+def three_modes(case):
+    return case.forces(case.basis.truncate(3), 1e-8, loads=1)
+
+
+@pytest.mark.parallel([1, 3])
+def test_all_cells_and_all_states_give_the_full_trajectory(case, exact):
+    found = march(case, exact, 1)
     errors = case.relative(case.basis.expand(found.unknowns) - case.states[1], case.states[1])
     assert errors.max() <= 1e-4
     strain = found.history["cumulated plastic strain"][:, -1]
     assert WORLD.allreduce(strain.max(initial=0.0), MPI.MAX) > 1e-5
 
 
-@pytest.mark.parallel([1, 2, 3])
-def test_the_patterns_hold_the_integrands_of_all_states(case):
+@pytest.mark.parallel([1, 3])
+def test_the_patterns_hold_the_integrands_of_all_states(case, three_modes):
     basis, problem = case.basis.truncate(3), case.plate
-    forces = case.forces(basis, 1e-8, loads=1)
     integrands = Integrands(problem.residual, problem.u, basis, problem.internal.tangent(problem.residual))
     problem.set_parameter(case.parameters[0])
     problem.driver.reset()
@@ -65,13 +78,13 @@ def test_the_patterns_hold_the_integrands_of_all_states(case):
         size = sum(WORLD.allreduce(np.abs(block).sum(axis=0)).max() for block in blocks)
         for block, weight in zip(blocks, (1.0, 0.1), strict=True):
             gram = gram + (weight / size) ** 2 * block @ block.T / STEPS
-    rows = forces.rows()
+    rows = three_modes.rows()
     scale = WORLD.allreduce(np.abs(gram).max(initial=0.0), MPI.MAX)
     error = np.abs(rows.T @ rows - gram).max(initial=0.0)
     assert WORLD.allreduce(error, MPI.MAX) <= 1e-10 * scale
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 3])
 def test_a_further_mode_adds_the_rows_that_it_would_have_had(case):
     forces = case.forces(case.basis.truncate(2), 1e-8, loads=1)
     rows = forces.rows()
@@ -80,7 +93,11 @@ def test_a_further_mode_adds_the_rows_that_it_would_have_had(case):
     problem.driver.reset()
     for _ in replay(problem.driver, problem.times(STEPS)[:1], case.states[0]):
         forces.enrich(case.basis.modes[:, 2])
+    inside = np.arange(rows.shape[1]) % 3 == 0
     after = forces.rows()
+    part, sums = forces.columns(inside)
+    assert np.abs(part - after[:, inside]).max(initial=0.0) <= 1e-14 * np.abs(after).max(initial=1e-300)
+    assert np.allclose(sums, after.sum(axis=1), rtol=0.0, atol=1e-12)
     assert np.array_equal(after[: len(rows)], rows)
     # The same state again: its rows are those of the patterns, so that no cubature has more to integrate.
     cubature = select_cells(forces, 1e-4)
@@ -96,25 +113,24 @@ def _weights(case, cubature):
     return weights
 
 
-@pytest.mark.parallel([1, 2, 3])
-def test_a_cubature_keeps_to_the_cells_it_may_choose_among(case):
-    forces = case.forces(case.basis.truncate(3), 1e-4, loads=1)
-    allowed = select_cells(forces, 1e-4).cells
-    coarse = select_cells(forces, 1e-2, among=allowed)
+@pytest.mark.parallel([1, 3])
+def test_a_cubature_keeps_to_the_cells_it_may_choose_among(three_modes):
+    allowed = select_cells(three_modes, 1e-4).cells
+    coarse = select_cells(three_modes, 1e-2, among=allowed)
     assert np.all(np.isin(coarse.cells, allowed))
     assert coarse.size <= allowed.size
 
 
-@pytest.mark.parallel([1, 2, 3])
-def test_learning_brings_an_unseen_load_below_the_tolerance_on_any_number_of_ranks():
+@pytest.mark.parallel([1, 3])
+def test_learning_brings_an_unseen_load_below_the_tolerance_on_any_number_of_ranks(case):
+    world = case
     found = []
-    for comm in (SELF, WORLD):
-        case = plate(comm)
+    for case in [world] if WORLD.size == 1 else [plate(SELF), world]:
         basis = case.basis.truncate(4)
         forces = case.forces(basis, 1e-3, loads=1)
         cubature, pool = with_pool(forces, 3e-3)
         times = case.plate.times(STEPS)
-        still = EnrichmentSettings(0.02, FACTOR, learn=False)
+        still = EnrichmentSettings(0.05, FACTOR, learn=False)
         adaptive = Adaptive(case.plate.driver, case.model(basis, cubature, pool), forces, 3e-3, still)
         case.plate.set_parameter(case.parameters[2])
         before = adaptive.march(times)
@@ -129,14 +145,29 @@ def test_learning_brings_an_unseen_load_below_the_tolerance_on_any_number_of_ran
         gram = adaptive.reduced.basis.inner_product.gram(adaptive.reduced.basis.modes)
         assert np.abs(gram - np.eye(len(gram))).max() <= 1e-10
         found.append(np.concatenate([before.estimates, after.estimates, errors]))
-    assert np.allclose(*found, rtol=1e-6, atol=1e-12)
+    assert np.allclose(found[0], found[-1], rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parallel([1, 2])
-def test_the_hierarchical_indicator_is_the_error_where_the_larger_model_is_exact(case):
-    everything = all_cells(case.plate.mesh)
-    small, large = case.model(case.basis.truncate(4), everything), case.model(case.basis, everything)
-    indicator = HierarchicalHistory(large, 4)
+@pytest.mark.parallel([1])
+def test_corrections_estimate_the_error_and_better_the_answers(case, small, three_modes):
+    # A factor as small as this takes each correction for good enough: the full model solves nothing.
+    settings = EnrichmentSettings(1e-9, FACTOR, 1e-12, learn=False)
+    adaptive = Adaptive(case.plate.driver, small, three_modes, 1e-2, settings)
+    case.plate.set_parameter(case.parameters[2])
+    runs = [adaptive.march(case.plate.times(STEPS))]
+    adaptive.settings = dataclasses.replace(settings, learn=True)
+    runs.append(adaptive.march(case.plate.times(STEPS)))
+    errors = [case.relative(run.unknowns - case.states[2], case.states[2]) for run in runs]
+    for run in runs:
+        assert run.corrected_steps.all()
+        assert not run.full_steps.any()
+    assert 0.5 <= runs[0].estimates.max() / 1e-12 / errors[0].max() <= 1.25
+    assert errors[1].max() <= 0.3 * errors[0].max()
+
+
+@pytest.mark.parallel([1])
+def test_the_hierarchical_indicator_is_the_error_where_the_larger_model_is_exact(case, exact, small):
+    indicator = HierarchicalHistory(exact, 4)
     driver = QuasiStatic(small, case.plate.set_load, time_step=case.plate.driver.time_step)
     case.plate.set_parameter(case.parameters[2])
     driver.reset()
@@ -151,7 +182,7 @@ def test_the_hierarchical_indicator_is_the_error_where_the_larger_model_is_exact
     assert 0.8 <= max(estimates) / max(errors) <= 1.25
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 3])
 def test_gappy_values_are_completed_where_they_are_in_the_basis_and_missed_elsewhere(case):
     field = case.plate.internal.increment
     rule = ufl.dx(metadata={"quadrature_degree": 1, "quadrature_rule": "default"})
@@ -171,7 +202,7 @@ def test_gappy_values_are_completed_where_they_are_in_the_basis_and_missed_elsew
         GappyHistory(Basis(product, 0.0 * modes), points)
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 3])
 def test_bad_input_is_named(case):
     basis = case.basis.truncate(2)
     few = Cubature(np.array([0, 3]), np.array([36.0, 36.0]), 0.0)
