@@ -57,7 +57,7 @@ def three_modes(case):
     return case.forces(case.basis.truncate(3), 1e-8, loads=1)
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2, 3])
 def test_all_cells_and_all_states_give_the_full_trajectory(case, exact):
     found = march(case, exact, 1)
     errors = case.relative(case.basis.expand(found.unknowns) - case.states[1], case.states[1])
@@ -66,7 +66,7 @@ def test_all_cells_and_all_states_give_the_full_trajectory(case, exact):
     assert WORLD.allreduce(strain.max(initial=0.0), MPI.MAX) > 1e-5
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2, 3])
 def test_the_patterns_hold_the_integrands_of_all_states(case, three_modes):
     basis, problem = case.basis.truncate(3), case.plate
     integrands = Integrands(problem.residual, problem.u, basis, problem.internal.tangent(problem.residual))
@@ -84,7 +84,7 @@ def test_the_patterns_hold_the_integrands_of_all_states(case, three_modes):
     assert WORLD.allreduce(error, MPI.MAX) <= 1e-10 * scale
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2, 3])
 def test_a_further_mode_adds_the_rows_that_it_would_have_had(case):
     forces = case.forces(case.basis.truncate(2), 1e-8, loads=1)
     rows = forces.rows()
@@ -113,7 +113,7 @@ def _weights(case, cubature):
     return weights
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2, 3])
 def test_a_cubature_keeps_to_the_cells_it_may_choose_among(three_modes):
     allowed = select_cells(three_modes, 1e-4).cells
     coarse = select_cells(three_modes, 1e-2, among=allowed)
@@ -121,7 +121,7 @@ def test_a_cubature_keeps_to_the_cells_it_may_choose_among(three_modes):
     assert coarse.size <= allowed.size
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2, 3])
 def test_learning_brings_an_unseen_load_below_the_tolerance_on_any_number_of_ranks(case):
     world = case
     found = []
@@ -183,7 +183,7 @@ def test_the_hierarchical_indicator_is_the_error_where_the_larger_model_is_exact
     assert 0.8 <= max(estimates) / max(errors) <= 1.25
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2, 3])
 def test_gappy_values_are_completed_where_they_are_in_the_basis_and_missed_elsewhere(case):
     field = case.plate.internal.increment
     rule = ufl.dx(metadata={"quadrature_degree": 1, "quadrature_rule": "default"})
@@ -203,7 +203,7 @@ def test_gappy_values_are_completed_where_they_are_in_the_basis_and_missed_elsew
         GappyHistory(Basis(product, 0.0 * modes), points)
 
 
-@pytest.mark.parallel([1, 3])
+@pytest.mark.parallel([1, 2, 3])
 def test_bad_input_is_named(case):
     basis = case.basis.truncate(2)
     few = Cubature(np.array([0, 3]), np.array([36.0, 36.0]), 0.0)
