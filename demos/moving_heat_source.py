@@ -21,7 +21,7 @@ from dolfinx import fem
 
 from pdeopt.fem import forms, output
 from pdeopt.parallel import print_root
-from pdeopt.plot import plot_fields
+from pdeopt.plot import plot_convergence, plot_fields
 from pdeopt.problems import MovingSource
 from pdeopt.reduced_order import (
     Certificate,
@@ -122,7 +122,11 @@ output.write_fields(folder / "fields", {"temperature": temperature, "error": err
 pictures = {"temperature (last source)": temperature, "sixth mode": mode, "nodes of the chosen cells": nodes}
 signed = ("sixth mode", "error of the reduced answer")
 plot_fields({**pictures, "error of the reduced answer": error}, folder / "fields.png", diverging=signed)
-print_root(comm, f"wrote {folder.name}/: fields for ParaView, fields.png")
+curves = {"certified bound": sorted(bounds), "true error": [errors[number] for number in np.argsort(bounds)]}
+plot_convergence(
+    curves, folder / "convergence.png", xlabel="unseen sources, by their bound", ylabel="relative error", comm=comm
+)
+print_root(comm, f"wrote {folder.name}/: fields for ParaView, fields.png, convergence.png")
 
 assert all(error <= bound for error, bound in zip(errors, bounds, strict=True))
 assert max(errors) < 0.02
