@@ -1,0 +1,21 @@
+"""Deep conjugate directions and neural multigrid: operators learned once per matrix, sparse solves, PETSc's verdict."""
+
+import importlib
+from typing import Any
+
+# Public name -> the module that defines it, loaded when the name is first used.
+_PUBLIC_NAMES: dict[str, str] = {}
+
+__all__ = list(_PUBLIC_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC_NAMES:
+        return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
+    raise AttributeError(
+        f"module 'pdeopt.conjugate_directions' has no attribute {name!r}; it offers {', '.join(_PUBLIC_NAMES)}"
+    )
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC_NAMES})
