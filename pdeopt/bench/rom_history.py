@@ -37,6 +37,8 @@ _HOTTEST = 400.0
 _VISIBLE = 0.1 * _TOLERANCE
 # Runs with known errors.
 _CALIBRATION = 19
+# Corrections of a step where the reduced answer's error is to be told, and not the answer to be had soon.
+_TO_DETECT = 3
 # The rival without a reduced model: corrections of a step from the line through the last two states.
 _ALONE = 4
 
@@ -191,13 +193,12 @@ def _observe(trained: Trained, adaptive: Adaptive, parameters: Array) -> tuple[A
     return np.array(errors), np.array(estimates), float(seconds[0] / seconds[1])
 
 
-def _calibrate(trained: Trained, adaptive: Adaptive, runs: int, seed: int, *, learn: bool) -> None:
+def _calibrate(trained: Trained, adaptive: Adaptive, runs: int, seed: int) -> None:
     """Give settings a factor that no run but the worst to come is expected to exceed. Collective: yes."""
-    adaptive.settings = EnrichmentSettings(np.inf, learn=learn)
     errors, estimates, _ = _observe(trained, adaptive, trained.plate.parameters(runs, "plate calibration", seed))
     # Trajectories by their greatest step: that is what is reported.
     calibration = calibrate(errors.max(axis=1), estimates.max(axis=1), runs / (runs + 1) - 1e-9)
-    adaptive.settings = EnrichmentSettings(_TOLERANCE, calibration.factor, learn=learn)
+    adaptive.settings = dataclasses.replace(adaptive.settings, tolerance=_TOLERANCE, factor=calibration.factor)
 
 
 def _detection(study: Study, trained: Trained, sizes: _Sizes) -> None:
@@ -205,9 +206,10 @@ def _detection(study: Study, trained: Trained, sizes: _Sizes) -> None:
     say(study.comm, "  detection")
     plate, seed = trained.plate, study.settings.seed
     model, forces, _ = trained.model(trained.basis(sizes.modes), sizes.cubature)
-    adaptive = Adaptive(plate.driver, model, forces, sizes.cubature, EnrichmentSettings(np.inf, learn=False))
+    settings = EnrichmentSettings(np.inf, corrections=_TO_DETECT, learn=False)
+    adaptive = Adaptive(plate.driver, model, forces, sizes.cubature, settings)
     runs = min(_CALIBRATION, sizes.unseen)
-    _calibrate(trained, adaptive, runs, seed, learn=False)
+    _calibrate(trained, adaptive, runs, seed)
     errors, estimates, seconds = _observe(trained, adaptive, plate.parameters(sizes.unseen, "plate unseen", seed))
     adaptive.destroy()
     error, reported = errors.max(axis=1), estimates.max(axis=1) > _TOLERANCE
@@ -235,7 +237,7 @@ def _enrichment(study: Study, trained: Trained, sizes: _Sizes) -> None:
     basis = trained.basis(sizes.modes)
     model, forces, rebuild = trained.model(basis, sizes.cubature, sizes.cubature / 2.0)
     adaptive = Adaptive(plate.driver, model, forces, sizes.cubature, EnrichmentSettings(np.inf))
-    _calibrate(trained, adaptive, min(_CALIBRATION, sizes.fine_unseen), seed, learn=True)
+    _calibrate(trained, adaptive, min(_CALIBRATION, sizes.fine_unseen), seed)
     still = model.rebuilt(basis, model.cubature, model.cubature)
     driver = QuasiStatic(still, plate.set_load, time_step=plate.driver.time_step)
     interpolation = _interpolation(trained, basis)
