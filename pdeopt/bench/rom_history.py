@@ -56,7 +56,7 @@ class _Sizes:
     following: float = 0.0013
     rows: int = 1000
     following_rows: int = 1500
-    more_rows: int = 3000
+    more_rows: int = 2500
 
 
 _FULL = _Sizes(40, 32, 200, 80, 200, 80, 32, 20)
@@ -90,8 +90,8 @@ _KILL = "kill-test: reduced model on its training loads"
 def _kill_test(study: Study, law: str, trained: Trained, sizes: _Sizes) -> None:
     say(study.comm, f"  kill-test, {law}")
     plate, basis = trained.plate, trained.basis(sizes.modes)
-    # The last is strict and at most half of what the modes leave: else the modes are better than their cubature.
-    last = min(sizes.strict, 0.5 * basis.remainder)
+    # The last is strict and at most 0.7 of what the modes leave: else the modes are better than their cubature.
+    last = min(sizes.strict, 0.7 * basis.remainder)
     for tolerance in sorted({sizes.cubature, sizes.strict, last}, reverse=True):
         rows = sizes.rows if tolerance >= sizes.strict else sizes.more_rows
         model, _, seconds = trained.model(basis, tolerance, rows=rows)
