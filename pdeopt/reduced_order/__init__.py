@@ -39,6 +39,8 @@ _PUBLIC_NAMES = {
     "ReducedNewton": "pdeopt.reduced_order.petsc",
     "ReducedSettings": "pdeopt.reduced_order.petsc",
     "ReducedSystem": "pdeopt.reduced_order.system",
+    "ScaledCorrection": "pdeopt.reduced_order.correction",
+    "SinglePrecisionModes": "pdeopt.reduced_order.single_precision",
     "Snapshots": "pdeopt.reduced_order.snapshots",
     "Stability": "pdeopt.reduced_order.certificate",
     "all_cells": "pdeopt.reduced_order.cubature",
