@@ -4,7 +4,10 @@ import importlib
 from typing import Any
 
 # Public name -> the module that defines it, loaded when the name is first used.
-_PUBLIC_NAMES: dict[str, str] = {}
+_PUBLIC_NAMES: dict[str, str] = {
+    "DeepConjugateDirections": "pdeopt.conjugate_directions.petsc",
+    "DirectionSettings": "pdeopt.conjugate_directions.petsc",
+}
 
 __all__ = list(_PUBLIC_NAMES)
 
