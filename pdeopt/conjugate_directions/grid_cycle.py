@@ -9,6 +9,7 @@ import numpy as np
 from pdeopt.conjugate_directions.grid_coarsening import coarsen
 from pdeopt.conjugate_directions.grid_slabs import Slabs
 from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
+from pdeopt.report import InputError
 
 __all__ = ["CycleSettings", "GridCycle"]
 
@@ -28,6 +29,12 @@ class CycleSettings:
 
     keep: float = 1.0
     coarsest: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.keep <= 1.0:
+            raise InputError(f"keep = {self.keep} of the grid's cycle: take a share between 0 and 1")
+        if self.coarsest < 8:
+            raise InputError(f"coarsest = {self.coarsest} of the grid's cycle: take at least 8 points")
 
 
 class _Level:

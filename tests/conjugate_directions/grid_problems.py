@@ -34,6 +34,7 @@ class Diffusion:
             one = np.array(strong) / np.linalg.norm(strong)
             tensor = dolfinx.fem.Constant(self.mesh, 1e-3 * np.eye(len(counts)) + np.outer(one, one))
         dx = ufl.Measure("dx", domain=self.mesh, metadata={"quadrature_degree": 2})
+        self.mesh.topology.create_connectivity(len(counts) - 1, len(counts))
         facets = dolfinx.mesh.exterior_facet_indices(self.mesh.topology)
         dofs = dolfinx.fem.locate_dofs_topological(self.space, len(counts) - 1, facets)
         self.condition = dolfinx.fem.dirichletbc(PETSc.ScalarType(0), dofs, self.space)

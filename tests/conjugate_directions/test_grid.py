@@ -4,7 +4,7 @@ from mpi4py import MPI
 
 import numpy as np
 import pytest
-from conjugate_directions.grid_problems import Diffusion, solve
+from grid_problems import Diffusion, solve
 
 from pdeopt.conjugate_directions import CycleSettings, GridMultigrid
 from pdeopt.conjugate_directions.grid_coarsening import coarsen
@@ -89,7 +89,11 @@ def test_the_lattice_acts_as_the_matrix(cell):
     problem = Diffusion(cell, CASES[cell])
     layout = GridLayout(problem.matrix, problem.places, load_kernels(MPI.COMM_WORLD, np.float64))
     assert layout.shape == tuple(count + 1 for count in CASES[cell][::-1])
-    slabs, stencils, values = Slabs(layout.comm, layout.starts), layout.stencils(problem.matrix), layout.lattice.values()
+    slabs, stencils, values = (
+        Slabs(layout.comm, layout.starts),
+        layout.stencils(problem.matrix),
+        layout.lattice.values(),
+    )
     layout.to_lattice(problem.right.array_r, values)
     for array, axis in ((stencils, 1), (values, 0)):
         slabs.exchange(array, axis)
@@ -122,10 +126,9 @@ def test_the_cycle_is_symmetric_and_between_zero_and_the_inverse(cell):
     assert np.linalg.eigvalsh(product).min() > 0.0
     # B A has eigenvalues up to 1: the factors stay above the matrix, also where the slabs are cut.
     image = problem.right.duplicate()
-    for answer in answers:
+    for vector, answer in zip(vectors, answers, strict=True):
         problem.matrix.mult(answer, image)
-        exact = vectors[answers.index(answer)].dot(answer)
-        assert answer.dot(image) <= exact * (1.0 + 1e-10)
+        assert answer.dot(image) <= vector.dot(answer) * (1.0 + 1e-10)
 
 
 @pytest.mark.parametrize(("strong", "most"), [(None, 7), ((1.0, 1.0), 7), ((1.0, 0.0), 7)])
@@ -163,7 +166,7 @@ def test_what_is_no_lattice_is_said():
     with pytest.raises(InputError, match="coordinates for"):
         GridMultigrid(problem.matrix, problem.places[:-1])
     with pytest.raises(InputError, match="lie at one place"):
-        GridMultigrid(problem.matrix, problem.places.round(0) + [[0.0, 0.0, 0.0]])
+        GridMultigrid(problem.matrix, np.concatenate([problem.places[:1], problem.places[:-1]]))
     squares = Diffusion("quadrilateral", (6, 5), degree=2)
     with pytest.raises(InputError, match="lattice steps away"):
         GridMultigrid(squares.matrix, squares.places)
