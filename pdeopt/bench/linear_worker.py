@@ -44,48 +44,58 @@ def timed_solve(A: Any, b: Any, options: dict[str, str], rtol: float, max_it: in
     database = PETSc.Options()
     for name, value in options.items():
         database[_PREFIX + name] = value
-    ksp, x, r = PETSc.KSP().create(A.getComm()), b.duplicate(), b.duplicate()
-    x.set(0.0)
+    ksp = PETSc.KSP().create(A.getComm())
     try:
         ksp.setOptionsPrefix(_PREFIX)
         ksp.setOperators(A)
         ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
-        ksp.setTolerances(rtol=rtol, atol=0.0, max_it=max_it)
-        b_norm = b.norm()
-        A.getComm().barrier()
-        start = (time.perf_counter(), time.process_time())
-        ksp.setFromOptions()
-        ksp.setUp()
-        ksp.setUpOnBlocks()
-        middle = (time.perf_counter(), time.process_time())
-        iterations, asked, residual = 0, rtol, 1.0
-        for attempt in range(_RESTARTS):
-            ksp.setInitialGuessNonzero(attempt > 0)
-            ksp.setTolerances(rtol=asked, max_it=max(max_it - iterations, 1))
-            ksp.solve(b, x)
-            iterations += ksp.getIterationNumber()
-            A.mult(x, r)
-            r.aypx(-1.0, b)
-            residual = r.norm() / b_norm
-            # A NaN is not to be cured by going on, nor is an indefinite preconditioner.
-            if residual <= rtol or not residual < 1e3 or iterations >= max_it or ksp.getConvergedReason() < -3:
-                break
-            asked *= 0.5 * rtol / residual
-        end = (time.perf_counter(), time.process_time())
-        return {
-            "setup": middle[0] - start[0],
-            "solve": end[0] - middle[0],
-            "setup cpu": middle[1] - start[1],
-            "solve cpu": end[1] - middle[1],
-            "iterations": iterations,
-            "residual": residual,
-            "reason": int(ksp.getConvergedReason()),
-        }
+        return timed_ksp_solve(ksp, b, rtol, max_it)
     finally:
-        for handle in (ksp, x, r):
-            handle.destroy()
+        ksp.destroy()
         for name in options:
             database.delValue(_PREFIX + name)
+
+
+def timed_ksp_solve(ksp: Any, b: Any, rtol: float, max_it: int) -> dict[str, float | int]:
+    """Set up a KSP with its operators and solve, as `timed_solve` does; its options are read as part of the set-up.
+
+    Collective: yes.
+    """
+    A, x, r = ksp.getOperators()[0], b.duplicate(), b.duplicate()
+    x.set(0.0)
+    b_norm = b.norm()
+    A.getComm().barrier()
+    start = (time.perf_counter(), time.process_time())
+    ksp.setTolerances(rtol=rtol, atol=0.0, max_it=max_it)
+    ksp.setFromOptions()
+    ksp.setUp()
+    ksp.setUpOnBlocks()
+    middle = (time.perf_counter(), time.process_time())
+    iterations, asked, residual = 0, rtol, 1.0
+    for attempt in range(_RESTARTS):
+        ksp.setInitialGuessNonzero(attempt > 0)
+        ksp.setTolerances(rtol=asked, max_it=max(max_it - iterations, 1))
+        ksp.solve(b, x)
+        iterations += ksp.getIterationNumber()
+        A.mult(x, r)
+        r.aypx(-1.0, b)
+        residual = r.norm() / b_norm
+        # A NaN is not to be cured by going on, nor is an indefinite preconditioner.
+        if residual <= rtol or not residual < 1e3 or iterations >= max_it or ksp.getConvergedReason() < -3:
+            break
+        asked *= 0.5 * rtol / residual
+    end = (time.perf_counter(), time.process_time())
+    x.destroy()
+    r.destroy()
+    return {
+        "setup": middle[0] - start[0],
+        "solve": end[0] - middle[0],
+        "setup cpu": middle[1] - start[1],
+        "solve cpu": end[1] - middle[1],
+        "iterations": iterations,
+        "residual": residual,
+        "reason": int(ksp.getConvergedReason()),
+    }
 
 
 def _load(kind: Any, path: str) -> Any:
