@@ -33,8 +33,8 @@ class Assembler:
     """- div(k T grad u) + s (u - w) = f, or - div sigma(u) = f with Young's modulus k, assembled again and again.
 
     k and f are constant in each cell, T and s in the whole domain. In elasticity (Poisson's ratio 0.3, plane strain in
-    the plane) T, s and w do not enter, and f acts along the last axis. u = 0 on the part that is held, without flux on the
-    rest. Dirichlet rows and columns are those of the identity.
+    the plane) T, s and w do not enter, and f acts along the last axis. u = 0 on the part that is held, without flux on
+    the rest. Dirichlet rows and columns are those of the identity.
 
     Parameters
     ----------

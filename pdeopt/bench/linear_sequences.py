@@ -65,7 +65,7 @@ def newton(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
 
 
 def time_steps(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
-    """Yield the steps of implicit Euler for heat in a random medium in which a good conductor goes round in a circle."""
+    """Yield the steps of implicit Euler for heat in a random medium in which a good conductor moves in a circle."""
     problem = Assembler(domain_mesh("square", size, comm))
     stream = random_stream("bench.linear_sequences.time_steps", seed)
     medium = np.exp(problem.draw(stream, 0.1))
@@ -84,8 +84,8 @@ def time_steps(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
 def design(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
     """Yield the states of a heat conductor whose material is moved where it cools best, by optimality criteria.
 
-    Bendsoe and Sigmund, Topology Optimization, 2003, section 1.2: conductivity e + (1 - e) rho^3, 40 % of the square may
-    be filled, and a fifth of its boundary at the left is cold. The heating is random.
+    Bendsoe and Sigmund, Topology Optimization, 2003, section 1.2: conductivity e + (1 - e) rho^3, 40 % of the square
+    may be filled, and a fifth of its boundary at the left is cold. The heating is random.
     """
     problem = Assembler(domain_mesh("square", size, comm), _cold)
     stream = random_stream("bench.linear_sequences.design", seed)
@@ -93,7 +93,8 @@ def design(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
     mesh = problem.space.mesh
     u, cells = fem.Function(problem.space), problem.coefficient.function_space
     points, v = cells.element.interpolation_points, ufl.TestFunction(problem.space)
-    gain, smooth = fem.Function(cells), fem.Function(problem.space)
+    gain: fem.Function[np.float64] = fem.Function(cells)
+    smooth: fem.Function[np.float64] = fem.Function(problem.space)
     square_of_gradient = fem.Expression(ufl.inner(ufl.grad(u), ufl.grad(u)), points)
     at_midpoints = fem.Expression(smooth, points)
     weights, loads = fem.form(v * ufl.dx(mesh)), fem.form(gain * v * ufl.dx(mesh))
