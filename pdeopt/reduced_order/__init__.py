@@ -47,6 +47,7 @@ _PUBLIC_NAMES = {
     "as_guess": "pdeopt.reduced_order.model",
     "calibrate": "pdeopt.reduced_order.conformal",
     "cluster": "pdeopt.reduced_order.clustering",
+    "cluster_by_parameters": "pdeopt.reduced_order.parametric",
     "cluster_subspaces": "pdeopt.reduced_order.subspaces",
     "complete_snapshots": "pdeopt.reduced_order.gappy",
     "empirical_cubature": "pdeopt.reduced_order.cubature",
