@@ -348,6 +348,48 @@ void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict 
         }
 }
 
+/* Where a level has its operators and its vectors. `visits` is how often it corrects from the next level at a time. */
+typedef struct {
+    Lattice lattice;
+    const REAL *stencils, *factors, *inverse, *weights;
+    REAL *right, *solution, *rest, *half_way, *step;
+    int visits;
+} Level;
+
+/* Smooth the solution of a level's system, from zero unless `again`. */
+static void smooth(const Level *l, int again)
+{
+    if (again) {
+        residual(l->lattice, l->stencils, l->right, l->solution, l->rest);
+        solve_factors(l->lattice, l->factors, l->inverse, l->rest, l->half_way, l->step, l->solution);
+    } else
+        solve_factors(l->lattice, l->factors, l->inverse, l->right, l->half_way, l->solution, NULL);
+}
+
+/* One symmetric cycle over `count` levels, of which the last one has a dense inverse. */
+void cycle(const Level *l, int count, const REAL *dense, int again)
+{
+    const Lattice g = l->lattice;
+    if (count == 1) {
+        const long points = (long)g.nz * g.ny * g.nx;
+        for (long p = 0; p < points; ++p) {
+            const REAL *row = dense + p * points;
+            REAL sum = 0;
+            for (int k = 0; k < g.nz; ++k)
+                for (int j = 0; j < g.ny; ++j, row += g.nx)
+                    for (int i = 0; i < g.nx; ++i) sum += row[i] * l->right[place(g, k, j, i)];
+            l->solution[place(g, p / g.nx / g.ny, p / g.nx % g.ny, p % g.nx)] = sum;
+        }
+        return;
+    }
+    smooth(l, again);
+    residual(g, l->stencils, l->right, l->solution, l->rest);
+    restrict_to(g, l[1].lattice, l->weights, l->rest, l[1].right);
+    for (int visit = 0; visit < l->visits; ++visit) cycle(l + 1, count - 1, dense, visit);
+    interpolate(g, l[1].lattice, l->weights, l[1].solution, l->solution);
+    smooth(l, 1);
+}
+
 /* Move entries between PETSc's numbering and the lattice, rounding to and from double. */
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out)
 {

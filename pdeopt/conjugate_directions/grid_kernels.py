@@ -33,6 +33,13 @@ void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W);
 void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac);
 void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *r, REAL *rc);
 void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *xc, REAL *x);
+typedef struct {
+    Lattice lattice;
+    const REAL *stencils, *factors, *inverse, *weights;
+    REAL *right, *solution, *rest, *half_way, *step;
+    int visits;
+} Level;
+void cycle(const Level *levels, int count, const REAL *dense, int again);
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out);
 void scatter(long count, const int *sources, const int *places, const REAL *values, double *out);
 """
@@ -47,6 +54,8 @@ class Kernels(NamedTuple):
         Functions of ``grid_kernels.c``.
     pointer
         Makes a pointer from a contiguous array, which it keeps alive.
+    new
+        Makes a C array of structures from a list of dictionaries; what they point to must be kept alive.
     null
         The pointer to nothing.
     dtype
@@ -55,6 +64,7 @@ class Kernels(NamedTuple):
 
     library: Any
     pointer: Any
+    new: Any
     null: Any
     dtype: npt.DTypeLike
 
@@ -97,7 +107,13 @@ def _load(name: str, path: str, dtype: np.dtype[Any]) -> Kernels:
     specification.loader.exec_module(module)
     kind = f"{'float' if dtype == np.float32 else 'double'}[]"
     kinds = {dtype: kind, np.dtype(np.float64): "double[]", np.dtype(np.int32): "int[]"}
-    return Kernels(module.lib, lambda array: module.ffi.from_buffer(kinds[array.dtype], array), module.ffi.NULL, dtype)
+    return Kernels(
+        module.lib,
+        lambda array: module.ffi.from_buffer(kinds[array.dtype], array),
+        module.ffi.new,
+        module.ffi.NULL,
+        dtype,
+    )
 
 
 def load_kernels(comm: MPI.Comm, dtype: npt.DTypeLike) -> Kernels:
