@@ -91,7 +91,7 @@ class Assembler:
         self.matrix, self.b = fem.petsc.create_matrix(self._a), fem.petsc.create_vector(self.space)
         if elastic:
             self._modes = rigid_body_modes(self.space)  # the nullspace refers to their memory
-            nullspace = PETSc.NullSpace().create([mode.x.petsc_vec for mode in self._modes], comm=mesh.comm)
+            nullspace = PETSc.NullSpace().create(vectors=[mode.x.petsc_vec for mode in self._modes], comm=mesh.comm)
             self.matrix.setNearNullSpace(nullspace)
             nullspace.destroy()
 
