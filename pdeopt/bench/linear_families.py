@@ -91,7 +91,7 @@ class Assembler:
         self.matrix, self.b = fem.petsc.create_matrix(self._a), fem.petsc.create_vector(self.space)
         if elastic:
             self._modes = rigid_body_modes(self.space)  # the nullspace refers to their memory
-            nullspace = PETSc.NullSpace().create([mode.x.petsc_vec for mode in self._modes], comm=mesh.comm)
+            nullspace = PETSc.NullSpace().create(vectors=[mode.x.petsc_vec for mode in self._modes], comm=mesh.comm)
             self.matrix.setNearNullSpace(nullspace)
             nullspace.destroy()
 
@@ -252,7 +252,7 @@ class Family:
         comm
             Of the mesh.
         size
-            Cells along a side of the square or cube, else the number of vertices wanted (within about 20 %).
+            Cells along a side of the square or cube, else the number of vertices wanted, roughly.
         seed
             Number of the sample, >= 0.
 
