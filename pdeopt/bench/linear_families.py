@@ -30,11 +30,11 @@ _BLOCKS = {2: 16, 3: 8}  # along a side
 
 
 class Assembler:
-    """- div(k T grad u) + s u = f, or - div sigma(u) = f with Young's modulus k, assembled again and again.
+    """- div(k T grad u) + s (u - w) = f, or - div sigma(u) = f with Young's modulus k, assembled again and again.
 
     k and f are constant in each cell, T and s in the whole domain. In elasticity (Poisson's ratio 0.3, plane strain in
-    the plane) T and s do not enter, and f acts along the last axis. u = 0 on the part that is held, without flux on the
-    rest. Dirichlet rows and columns are those of the identity.
+    the plane) T, s and w do not enter, and f acts along the last axis. u = 0 on the part that is held, without flux on
+    the rest. Dirichlet rows and columns are those of the identity.
 
     Parameters
     ----------
@@ -55,6 +55,8 @@ class Assembler:
         k > 0 and f: functions with one value per cell.
     tensor, reaction
         T, symmetric positive definite, and s >= 0: constants of the form.
+    previous
+        w, of the same space as u: with s = 1 / (time step) the solution of the time step before.
     centres
         Midpoints of the cells of this rank, ghosts included, shape (3, cells).
     matrix, b
@@ -68,6 +70,7 @@ class Assembler:
         self.space = fem.functionspace(mesh, ("Lagrange", degree, (dimension,)) if elastic else ("Lagrange", degree))
         cells = fem.functionspace(mesh, ("DG", 0))
         self.coefficient, self.source = fem.Function(cells), fem.Function(cells)
+        self.previous = fem.Function(self.space)
         self.coefficient.x.array[:] = 1.0
         self.source.x.array[:] = 1.0
         self.tensor, self.reaction = fem.Constant(mesh, np.eye(dimension)), fem.Constant(mesh, 0.0)
@@ -81,14 +84,14 @@ class Assembler:
             L = self.source * v[dimension - 1] * dx
         else:
             a = (k * ufl.inner(self.tensor * ufl.grad(u), ufl.grad(v)) + self.reaction * u * v) * dx
-            L = self.source * v * dx
+            L = (self.source + self.reaction * self.previous) * v * dx
         self._a, self._L = fem.form(a), fem.form(L)
         zero = np.zeros(dimension) if elastic else 0.0
         self._bcs = [dirichlet_condition(self.space, fem.Constant(mesh, zero), held)]
         self.matrix, self.b = fem.petsc.create_matrix(self._a), fem.petsc.create_vector(self.space)
         if elastic:
             self._modes = rigid_body_modes(self.space)  # the nullspace refers to their memory
-            nullspace = PETSc.NullSpace().create([mode.x.petsc_vec for mode in self._modes], comm=mesh.comm)
+            nullspace = PETSc.NullSpace().create(vectors=[mode.x.petsc_vec for mode in self._modes], comm=mesh.comm)
             self.matrix.setNearNullSpace(nullspace)
             nullspace.destroy()
 
@@ -249,7 +252,7 @@ class Family:
         comm
             Of the mesh.
         size
-            Cells along a side of the square or cube, else the number of vertices wanted (within about 20 %).
+            Cells along a side of the square or cube, else the number of vertices wanted, roughly.
         seed
             Number of the sample, >= 0.
 

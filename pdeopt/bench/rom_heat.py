@@ -186,6 +186,9 @@ def _arms(plate: Plate) -> dict[str, tuple[Callable[[], object], int]]:
             lambda: solve_reduced(plate.galerkin, plate.interpolation(problem.parameter())), 1,
         ),
         "hyper-reduced, certified by full assembly": (by_full_assembly, 2),
+        "hyper-reduced, certified, with the field in double precision": (
+            lambda: plate.basis.expand(certified()), 20,
+        ),
         "hyper-reduced, certified, with the field": (lambda: model.field(certified()), 20),
         "hyper-reduced, certified": (certified, 20),
         "hyper-reduced, not certified": (model.propose, 20),

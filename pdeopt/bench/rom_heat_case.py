@@ -28,6 +28,7 @@ from pdeopt.reduced_order import (
     HyperReducedSystem,
     InnerProduct,
     ReducedModel,
+    SinglePrecisionModes,
     Snapshots,
     empirical_cubature,
     proper_orthogonal_decomposition,
@@ -129,6 +130,7 @@ class Plate:
             start=lambda: self.interpolation(problem.parameter()),
             certificate=Certificate(self.expansion, stability, lipschitz),
             indicator=HierarchicalIndicator(indicator, size.modes),
+            single=SinglePrecisionModes(self.basis),
         )
 
     def solve(self, parameter: Array, start: Array | None = None) -> Array:
