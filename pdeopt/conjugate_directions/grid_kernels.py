@@ -25,7 +25,7 @@ _SOURCE = pathlib.Path(__file__).with_name("grid_kernels.c")
 # Not -ffast-math: a NaN in a matrix has to stay one.
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 _DECLARATIONS = """
-typedef struct { int nz, ny, nx, hz; } Lattice;
+typedef struct { int nz, ny, nx, hz, used; } Lattice;
 void residual(Lattice g, const REAL *A, const REAL *b, const REAL *x, REAL *r);
 void solve_factors(Lattice g, const REAL *U, const REAL *inverse, const REAL *r, REAL *y, REAL *z, REAL *x);
 long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *U, REAL *inverse);
@@ -36,8 +36,9 @@ void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *xc, REAL 
 typedef struct {
     Lattice lattice;
     const REAL *stencils, *factors, *inverse, *weights;
-    REAL *right, *solution, *rest, *half_way, *step;
+    REAL *right, *solution, *rest, *half_way, *step, *before;
     int visits;
+    const REAL *lengths;
 } Level;
 void cycle(const Level *levels, int count, const REAL *dense, int again);
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out);
