@@ -39,7 +39,7 @@ _PUBLIC_NAMES = {
     "ReducedNewton": "pdeopt.reduced_order.petsc",
     "ReducedSettings": "pdeopt.reduced_order.petsc",
     "ReducedSystem": "pdeopt.reduced_order.system",
-    "ScaledCorrection": "pdeopt.reduced_order.correction",
+    "ScaledCorrection": "pdeopt.reduced_order.scaled_correction",
     "SinglePrecisionModes": "pdeopt.reduced_order.single_precision",
     "Snapshots": "pdeopt.reduced_order.snapshots",
     "Stability": "pdeopt.reduced_order.certificate",
