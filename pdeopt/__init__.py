@@ -20,6 +20,7 @@ _PUBLIC_NAMES = {
     "AutoPC": "pdeopt.relaxation.automatic",
     "BanditSOR": "pdeopt.relaxation.petsc",
     "ControlProblem": "pdeopt.control",
+    "DeepConjugateDirections": "pdeopt.conjugate_directions.petsc",
     "MulticolourSOR": "pdeopt.relaxation.petsc",
     "NetworkCoefficient": "pdeopt.learn.network_coefficient",
     "PDELayer": "pdeopt.learn.pde_layer",
@@ -36,6 +37,7 @@ _SUBPACKAGES = {
     for name in (
         "animate",
         "bench",
+        "conjugate_directions",
         "control",
         "fem",
         "learn",
@@ -55,6 +57,7 @@ __all__ = [
     "AutoPC",
     "BanditSOR",
     "ControlProblem",
+    "DeepConjugateDirections",
     "MulticolourSOR",
     "NetworkCoefficient",
     "PDELayer",

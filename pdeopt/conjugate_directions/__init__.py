@@ -4,7 +4,12 @@ import importlib
 from typing import Any
 
 # Public name -> the module that defines it, loaded when the name is first used.
-_PUBLIC_NAMES: dict[str, str] = {}
+_PUBLIC_NAMES: dict[str, str] = {
+    "CycleSettings": "pdeopt.conjugate_directions.grid_cycle",
+    "DeepConjugateDirections": "pdeopt.conjugate_directions.petsc",
+    "DirectionSettings": "pdeopt.conjugate_directions.petsc",
+    "GridMultigrid": "pdeopt.conjugate_directions.grid_body",
+}
 
 __all__ = list(_PUBLIC_NAMES)
 

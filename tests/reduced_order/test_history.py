@@ -24,6 +24,7 @@ from pdeopt.reduced_order import (
     replay,
     select_cells,
 )
+from pdeopt.reduced_order.cubature import original_cells
 from pdeopt.report import InputError
 
 WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
@@ -81,6 +82,21 @@ def test_the_patterns_hold_the_integrands_of_all_states(case, three_modes):
     scale = WORLD.allreduce(np.abs(gram).max(initial=0.0), MPI.MAX)
     error = np.abs(rows.T @ rows - gram).max(initial=0.0)
     assert WORLD.allreduce(error, MPI.MAX) <= 1e-10 * scale
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_combined_rows_keep_the_error_of_given_weights(case, three_modes):
+    combined = case.forces(case.basis.truncate(3), three_modes.tolerance, loads=1, rows=20)
+    assert len(combined.rows()) == 20 < len(three_modes.rows())
+    random = np.random.default_rng(0).uniform(0.0, 2.0, (case.plate.mesh.topology.index_map(2).size_global, 200))
+    owned = original_cells(case.plate.mesh)
+    errors = [
+        np.linalg.norm(WORLD.allreduce(forces.rows() @ (random[owned] - 1.0)), axis=0)
+        for forces in (combined, three_modes)
+    ]
+    ratios = (errors[0] / errors[1]) ** 2
+    assert 0.7 <= ratios.mean() <= 1.3
+    assert ratios.std() <= 0.6
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -237,3 +253,5 @@ def test_bad_input_is_named(case):
         ElasticCorrection(QuasiStatic(model, case.plate.set_load, time_step=case.plate.driver.time_step))
     with pytest.raises(InputError, match="not in"):
         case.forces(basis, 2.0, loads=1)
+    with pytest.raises(InputError, match="one row"):
+        case.forces(basis, 0.1, loads=1, rows=0)
