@@ -5,8 +5,13 @@ from typing import Any
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES: dict[str, str] = {
+    "CycleSettings": "pdeopt.conjugate_directions.grid_cycle",
     "DeepConjugateDirections": "pdeopt.conjugate_directions.petsc",
     "DirectionSettings": "pdeopt.conjugate_directions.petsc",
+    "GridMultigrid": "pdeopt.conjugate_directions.grid_body",
+    "NetworkProposal": "pdeopt.conjugate_directions.published",
+    "PublishedNetwork": "pdeopt.conjugate_directions.published",
+    "train_published": "pdeopt.conjugate_directions.published",
 }
 
 __all__ = list(_PUBLIC_NAMES)
