@@ -9,6 +9,9 @@ _PUBLIC_NAMES: dict[str, str] = {
     "DeepConjugateDirections": "pdeopt.conjugate_directions.petsc",
     "DirectionSettings": "pdeopt.conjugate_directions.petsc",
     "GridMultigrid": "pdeopt.conjugate_directions.grid_body",
+    "NetworkProposal": "pdeopt.conjugate_directions.published",
+    "PublishedNetwork": "pdeopt.conjugate_directions.published",
+    "train_published": "pdeopt.conjugate_directions.published",
 }
 
 __all__ = list(_PUBLIC_NAMES)
