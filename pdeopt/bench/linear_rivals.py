@@ -236,8 +236,8 @@ _ON_TWO_RANKS = ("perforated plate, inclusions", "bracket, anisotropy", "perfora
 SWEEPS = {
     "square": (128, 384),
     "cube": (24, 48),
-    "perforated plate": (15_000, 100_000),
-    "bracket": (8_000, 50_000),
+    "perforated plate": (15_000, 80_000),
+    "bracket": (6_000, 40_000),
 }
 """Sizes of the sweeps by domain; the other domains are held out."""
 
