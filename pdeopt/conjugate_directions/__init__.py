@@ -5,10 +5,13 @@ from typing import Any
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES: dict[str, str] = {
+    "Constants": "pdeopt.conjugate_directions.algebraic_hierarchy",
     "CycleSettings": "pdeopt.conjugate_directions.grid_cycle",
     "DeepConjugateDirections": "pdeopt.conjugate_directions.petsc",
     "DirectionSettings": "pdeopt.conjugate_directions.petsc",
     "GridMultigrid": "pdeopt.conjugate_directions.grid_body",
+    "MultigridSettings": "pdeopt.conjugate_directions.neural_multigrid",
+    "NeuralMultigrid": "pdeopt.conjugate_directions.neural_multigrid",
 }
 
 __all__ = list(_PUBLIC_NAMES)
