@@ -71,8 +71,9 @@ def _heat_sink(kernel: Any) -> list[int]:
 
 def _bracket(kernel: Any) -> list[int]:
     foot, wall = kernel.addBox(0, 0, 0, 1, 0.5, 0.15), kernel.addBox(0, 0, 0, 0.15, 0.5, 0.5)
-    bores = [kernel.addCylinder(x, y, -0.1, 0, 0, 0.4, 0.08) for x in (0.45, 0.8) for y in (0.13, 0.37)]
-    return _cut(kernel, 3, _join(kernel, 3, [foot], [wall]), bores)
+    # Windows, not bores: moved to a curved surface, vertices of a refinement may turn tetrahedra inside out.
+    windows = [kernel.addBox(x, y, -0.1, 0.14, 0.14, 0.4) for x in (0.38, 0.73) for y in (0.06, 0.3)]
+    return _cut(kernel, 3, _join(kernel, 3, [foot], [wall]), windows)
 
 
 def _cut(kernel: Any, dimension: int, bodies: list[int], tools: list[int]) -> list[int]:
@@ -92,7 +93,7 @@ DOMAINS = {
     "cube": Domain(3),
     "L-shape": Domain(2, 0.75, _l_shape),
     "perforated plate": Domain(2, 0.41, _plate, _left),
-    "heat sink": Domain(2, 0.28, _heat_sink, _bottom),
+    "heat sink": Domain(2, 0.296, _heat_sink, _bottom),
     "bracket": Domain(3, 0.09, _bracket, _left),
 }
 
@@ -105,7 +106,7 @@ def domain_mesh(name: str, size: int, comm: MPI.Comm) -> Mesh:
     name
         One of `DOMAINS`.
     size
-        Cells along a side of the square or cube, else the number of vertices wanted (within about 10 %).
+        Cells along a side of the square or cube, else the number of vertices wanted, roughly.
     comm
         Communicator to distribute the mesh over.
 

@@ -252,7 +252,7 @@ class Family:
         comm
             Of the mesh.
         size
-            Cells along a side of the square or cube, else the number of vertices wanted (within about 20 %).
+            Cells along a side of the square or cube, else the number of vertices wanted, roughly.
         seed
             Number of the sample, >= 0.
 

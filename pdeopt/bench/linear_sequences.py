@@ -31,7 +31,7 @@ _VOLUME, _POWER, _POOR, _MOVE = 0.4, 3.0, 1e-3, 0.2
 def newton(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
     """Yield Newton's systems for the minimum of int k (g + g^2 / 2) - load f u, g = |grad u|^2 / 2, load after load.
 
-    The Hessian is positive definite, and the nonlinear part of the flux grows from 0 to about ten times the linear one.
+    The Hessian is positive definite. After ten loads the nonlinear part of the flux is several times the linear one.
     """
     plain = Assembler(domain_mesh("square", size, comm))
     stream = random_stream("bench.linear_sequences.newton", seed)
@@ -44,9 +44,8 @@ def newton(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
     residual, hessian = fem.form(gradient), fem.form(ufl.derivative(gradient, u, ufl.TrialFunction(space)))
     bcs = [dirichlet_condition(space, fem.Constant(space.mesh, 0.0))]
     A, b, step = fem.petsc.create_matrix(hessian), fem.petsc.create_vector(space), fem.petsc.create_vector(space)
-    loads = math.ceil(steps / _NEWTON_STEPS)
     for number in range(steps):
-        load.value = 100.0 * (1 + number // _NEWTON_STEPS) / loads  # type: ignore[assignment]
+        load.value = 10.0 * (1 + number // _NEWTON_STEPS)  # type: ignore[assignment]
         A.zeroEntries()
         fem.petsc.assemble_matrix(A, hessian, bcs=bcs)  # type: ignore[misc]
         A.assemble()
@@ -85,7 +84,7 @@ def design(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
     """Yield the states of a heat conductor whose material is moved where it cools best, by optimality criteria.
 
     Bendsoe and Sigmund, Topology Optimization, 2003, section 1.2: conductivity e + (1 - e) rho^3, 40 % of the square
-    may be filled, and a fifth of its boundary at the left is cold. The heating is random.
+    may be filled, and a quarter of its left side is cold. The heating is random.
     """
     problem = Assembler(domain_mesh("square", size, comm), _cold)
     stream = random_stream("bench.linear_sequences.design", seed)
@@ -95,8 +94,8 @@ def design(comm: MPI.Comm, size: int, steps: int, seed: int) -> Systems:
     points, v = cells.element.interpolation_points, ufl.TestFunction(problem.space)
     gain: fem.Function[np.float64] = fem.Function(cells)
     smooth: fem.Function[np.float64] = fem.Function(problem.space)
-    square_of_gradient = fem.Expression(ufl.inner(ufl.grad(u), ufl.grad(u)), points)
-    at_midpoints = fem.Expression(smooth, points)
+    square_of_gradient: fem.Expression[np.float64] = fem.Expression(ufl.inner(ufl.grad(u), ufl.grad(u)), points)
+    at_midpoints: fem.Expression[np.float64] = fem.Expression(smooth, points)
     weights, loads = fem.form(v * ufl.dx(mesh)), fem.form(gain * v * ufl.dx(mesh))
     owned = mesh.topology.index_map(mesh.topology.dim).size_local
     rho = np.full(problem.centres.shape[1], _VOLUME)
@@ -173,7 +172,7 @@ SEQUENCES: Mapping[str, Callable[[MPI.Comm, int, int, int], Systems]] = {
 
 
 def _cold(x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    return np.isclose(x[0], 0.0) & (np.abs(x[1] - 0.5) < 0.1 + 1e-9)
+    return np.isclose(x[0], 0.0) & (np.abs(x[1] - 0.5) < 0.125 + 1e-9)
 
 
 def _solve(A: PETSc.Mat, b: PETSc.Vec, x: PETSc.Vec) -> None:

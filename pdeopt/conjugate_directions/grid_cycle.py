@@ -1,6 +1,7 @@
 """A symmetric V-cycle on a lattice: operator-dependent coarsening, and incomplete factors as smoother."""
 
 import dataclasses
+from typing import Any
 
 from mpi4py import MPI
 
@@ -23,34 +24,64 @@ class CycleSettings:
     keep
         Share of what the incomplete factors drop that goes to the diagonal, between 0 and 1. With 1 the cycle is
         positive definite for every positive definite matrix.
+    visits
+        How often a level corrects from the next one, at a time. 1 gives the V-cycle.
+    least
+        Coarse cycles reduce the error as if all eigenvalues of the cycle times the operator lay between this and 1: the
+        steps of the visits have the lengths of Chebyshev's semi-iteration, as in the algebraic multilevel iteration of
+        Axelsson and Vassilevski (Numer. Math. 56, 1989). 1 gives equal steps, the W-cycle.
     coarsest
         Number of points from which on the inverse is computed outright.
     """
 
     keep: float = 1.0
+    visits: int = 2
+    least: float = 0.5
     coarsest: int = 100
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.keep <= 1.0:
             raise InputError(f"keep = {self.keep} of the grid's cycle: take a share between 0 and 1")
+        if self.visits < 1:
+            raise InputError(f"visits = {self.visits} of the grid's cycle: take at least 1")
+        if not 0.0 < self.least <= 1.0:
+            raise InputError(f"least = {self.least} of the grid's cycle: take a share of 1")
         if self.coarsest < 8:
             raise InputError(f"coarsest = {self.coarsest} of the grid's cycle: take at least 8 points")
+
+    def lengths(self) -> Array:
+        """Return the lengths of the steps of the visits, shape (visits,)."""
+        if self.visits == 1:
+            return np.ones(1)
+        angles = np.pi * (np.arange(self.visits) + 0.5) / self.visits
+        return 2.0 / (1.0 + self.least + (1.0 - self.least) * np.cos(angles))
 
 
 class _Level:
     """A lattice, its operators, and arrays to work in: ``right``, ``solution`` and ``rest`` of a linear system."""
 
-    def __init__(self, lattice: Lattice, stencils: Array, slabs: Slabs, keep: float) -> None:
-        self.lattice, self.slabs = lattice, slabs
-        self._library, pointer = lattice.kernels.library, lattice.kernels.pointer
+    def __init__(self, lattice: Lattice, stencils: Array, slabs: Slabs, settings: CycleSettings) -> None:
+        self.lattice, self.slabs, kernels = lattice, slabs, lattice.kernels
+        self._kernels, pointer = kernels, kernels.pointer
         self.right, self.solution, self.rest = lattice.values(), lattice.values(), lattice.values()
-        factors, inverse = np.zeros_like(stencils), lattice.values()
-        self._library.factorise(
-            lattice.c, pointer(stencils), pointer(self._diagonal(stencils)), keep, pointer(factors), pointer(inverse)
-        )
-        self._system = [pointer(a) for a in (stencils, self.right, self.solution, self.rest)]
-        self._factors = [pointer(a) for a in (factors, inverse)]
-        self._scratch = [pointer(a) for a in (lattice.values(), lattice.values())]
+        self._factors, self._inverse = np.zeros_like(stencils), lattice.values()
+        diagonal, keep = self._diagonal(stencils), settings.keep
+        arrays = map(pointer, (self._factors, self._inverse))
+        kernels.library.factorise(lattice.c, pointer(stencils), pointer(diagonal), keep, *arrays)
+        self._stencils, self._half_way, self._step = stencils, lattice.values(), lattice.values()
+        self.coarse, self._weights, self.coarse_stencils = coarsen(lattice, stencils, slabs)
+        self.lengths = settings.lengths().astype(kernels.dtype)
+        self._before = lattice.values()
+
+    def structure(self) -> dict[str, Any]:
+        """Return what the kernels need to know of the level, while the level lives."""
+        arrays = {
+            "stencils": self._stencils, "factors": self._factors, "inverse": self._inverse, "weights": self._weights,
+            "right": self.right, "solution": self.solution, "rest": self.rest, "half_way": self._half_way,
+            "step": self._step, "before": self._before, "lengths": self.lengths,
+        }  # fmt: skip
+        pointers = {name: self._kernels.pointer(array) for name, array in arrays.items()}
+        return {"lattice": self.lattice.c, "visits": len(self.lengths), **pointers}
 
     def _diagonal(self, stencils: Array) -> Array:
         """Add the moduli of the couplings that a cut severs: what the ranks invert then stays above the operator."""
@@ -64,29 +95,42 @@ class _Level:
                 diagonal[1] += np.abs(np.roll(values[0], offset[1:], axis=tuple(range(values.ndim - 1))))
         return diagonal
 
-    def presmooth(self) -> None:
-        """Set the solution to the smoother's answer. Collective: yes."""
-        _, right, solution, _ = self._system
-        null = self.lattice.kernels.null
-        if self.slabs.cut:  # each rank smooths within its slab
-            self.solution[[0, -1]] = 0.0
-        self._library.solve_factors(self.lattice.c, *self._factors, right, self._scratch[0], solution, null)
-        self._subtract()
+    def _call(self, name: str, *arrays: Array | None) -> None:
+        pointers = [self._kernels.null if array is None else self._kernels.pointer(array) for array in arrays]
+        getattr(self._kernels.library, name)(self.lattice.c, *pointers)
 
-    def _subtract(self) -> None:
-        """Compute what is left of the right-hand side."""
+    def smooth(self, again: bool) -> None:
+        """Smooth the solution within each slab, from zero unless ``again``. Collective: yes."""
+        if again:
+            self.subtract()
+            factors = (self._factors, self._inverse, self.rest, self._half_way, self._step)
+            self._call("solve_factors", *factors, self.solution)
+        else:
+            self.solution[[0, -1]] = 0.0  # a slab sees nothing of its neighbours
+            self._call("solve_factors", self._factors, self._inverse, self.right, self._half_way, self.solution, None)
+
+    def subtract(self) -> None:
+        """Compute what is left of the right-hand side. Collective: yes."""
         self.slabs.exchange(self.solution)
-        self._library.residual(self.lattice.c, *self._system)
+        self._call("residual", self._stencils, self.right, self.solution, self.rest)
 
-    def postsmooth(self) -> None:
-        """Add the smoother's answer to what is left. Collective: yes."""
-        self._subtract()
-        _, _, solution, rest = self._system
-        self._library.solve_factors(self.lattice.c, *self._factors, rest, *self._scratch, solution)
+    def restrict(self, right: Array) -> None:
+        """Set the next level's right-hand side. Collective: yes."""
+        self.slabs.exchange(self.rest)
+        self._transfer("restrict_to", self.rest, right)
+
+    def interpolate(self, solution: Array) -> None:
+        """Add the next level's solution. Collective: yes."""
+        self.slabs.halved().exchange(solution)
+        self._transfer("interpolate", solution, self.solution)
+
+    def _transfer(self, name: str, *arrays: Array) -> None:
+        pointers = map(self._kernels.pointer, (self._weights, *arrays))
+        getattr(self._kernels.library, name)(self.lattice.c, self.coarse.c, *pointers)
 
 
 class GridCycle:
-    r"""One V-cycle, a symmetric linear operator that approximates the inverse of a symmetric positive definite one.
+    r"""One multigrid cycle: a symmetric linear operator that approximates a positive definite matrix's inverse.
 
     Each smoothing step takes the residual through incomplete factors :math:`(D + L) D^{-1} (D + L^T)`, which are exact
     for couplings along one axis or diagonal of the lattice, however strong; each level is smoothed once before and once
@@ -113,61 +157,63 @@ class GridCycle:
     """
 
     def __init__(
-        self, lattice: Lattice, stencils: Array, slabs: Slabs, depth: int, settings: CycleSettings | None = None
+        self,
+        lattice: Lattice,
+        stencils: Array,
+        slabs: Slabs,
+        depth: int,
+        settings: CycleSettings | None = None,
     ) -> None:
         settings = settings or CycleSettings()
         self._levels: list[_Level] = []
-        self._weights: list[Array] = []
-        self._whole: GridCycle | None = None
         slabs.exchange(stencils, axis=1)
         while slabs.whole(lattice).points > settings.coarsest and (depth > 0 or not slabs.cut):
-            self._levels.append(_Level(lattice, stencils, slabs, settings.keep))
-            lattice, weights, stencils = coarsen(lattice, stencils, slabs)
-            self._weights.append(weights)
-            slabs, depth = slabs.halved(), depth - 1
-        self._coarsest, self._slabs = lattice, slabs
-        self._right, self._solution = lattice.values(), lattice.values()
-        rights, solutions = [level.right for level in self._levels], [level.solution for level in self._levels]
-        lattices = [*(level.lattice for level in self._levels), lattice]
-        rights.append(self._right)
-        solutions.append(self._solution)
-        self.right, self.solution = rights[0], solutions[0]
-        # Of each level: itself, the weights below it, and the lattice, right-hand side and solution of the next.
-        self._steps = list(zip(self._levels, self._weights, lattices[1:], rights[1:], solutions[1:], strict=True))
+            level = _Level(lattice, stencils, slabs, settings)
+            self._levels.append(level)
+            lattice, stencils, slabs, depth = level.coarse, level.coarse_stencils, slabs.halved(), depth - 1
+        self._slabs, kernels = slabs, lattice.kernels
+        self._library = kernels.library
+        right, solution = lattice.values(), lattice.values()
+        self._rights = [*(level.right for level in self._levels), right]
+        self._solutions = [*(level.solution for level in self._levels), solution]
+        self.right, self.solution = self._rights[0], self._solutions[0]
         if slabs.cut:
             alone = Slabs(MPI.COMM_SELF, slabs.starts[[0, -1]])
-            self._whole = GridCycle(slabs.whole(lattice), slabs.gather(stencils, axis=1), alone, 0, settings)
-        else:
-            dense = _dense(lattice, stencils)
-            # Singular for pure Neumann conditions.
-            self._inverse = np.linalg.pinv(dense, rcond=1e-10, hermitian=True).astype(lattice.kernels.dtype)
+            gathered = slabs.gather(stencils, axis=1)
+            self._whole = GridCycle(slabs.whole(lattice), gathered, alone, 0, settings)
+            return
+        # Singular for pure Neumann conditions.
+        inverse = np.linalg.pinv(_dense(lattice, stencils), rcond=1e-10, hermitian=True)
+        self._inverse = kernels.pointer(np.ascontiguousarray(inverse, dtype=kernels.dtype))
+        last = {"lattice": lattice.c, "right": kernels.pointer(right), "solution": kernels.pointer(solution)}
+        self._described = [*(level.structure() for level in self._levels), last]  # owns the pointers
+        self._structures = kernels.new("Level[]", self._described)
 
     def apply(self) -> None:
         """Replace the solution by the cycle's answer to the right-hand side. Collective: yes."""
-        for level, weights, coarse, right, _ in self._steps:
-            level.presmooth()
-            level.slabs.exchange(level.rest)
-            self._transfer("restrict_to", level, coarse, weights, level.rest, right)
-        self._solve_coarsest()
-        for level, weights, coarse, _, solution in reversed(self._steps):
-            level.slabs.halved().exchange(solution)
-            self._transfer("interpolate", level, coarse, weights, solution, level.solution)
-            level.postsmooth()
+        self._descend(0, again=False)
 
-    def _transfer(self, name: str, level: _Level, coarse: Lattice, weights: Array, start: Array, end: Array) -> None:
-        pointer = level.lattice.kernels.pointer
-        getattr(level.lattice.kernels.library, name)(
-            level.lattice.c, coarse.c, pointer(weights), pointer(start), pointer(end)
-        )
-
-    def _solve_coarsest(self) -> None:
-        if self._whole is not None:
-            self._whole.right[...] = self._slabs.gather(self._right)
-            self._whole.apply()
-            self._solution[...] = self._slabs.part(self._whole.solution)
-            return
-        inner = self._coarsest.inner
-        inner(self._solution)[...] = (self._inverse @ inner(self._right).ravel()).reshape(self._coarsest.shape)
+    def _descend(self, number: int, again: bool) -> None:
+        if not self._slabs.cut:
+            self._library.cycle(self._structures, len(self._structures), self._inverse, again)
+        elif number == len(self._levels):
+            self._whole.right[...] = self._slabs.gather(self._rights[number])
+            if again:
+                self._whole.solution[...] = self._slabs.gather(self._solutions[number])
+            self._whole._descend(0, again)
+            self._solutions[number][...] = self._slabs.part(self._whole.solution)
+        else:
+            level = self._levels[number]
+            level.smooth(again)
+            level.subtract()
+            level.restrict(self._rights[number + 1])
+            solution = self._solutions[number + 1]
+            for visit, length in enumerate(level.lengths):
+                before = solution.copy() if visit else 0.0
+                self._descend(number + 1, again=visit > 0)
+                solution[...] = before + length * (solution - before)
+            level.interpolate(solution)
+            level.smooth(again=True)
 
 
 def _dense(lattice: Lattice, stencils: Array) -> Array:

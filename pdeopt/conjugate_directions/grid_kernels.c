@@ -10,7 +10,10 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct { int nz, ny, nx, hz; } Lattice;
+/* Bit h of `used` says whether array h of the stencils and of their factors has entries; hz is 0 in 2D and 1 in 3D. */
+typedef struct { int nz, ny, nx, hz, used; } Lattice;
+
+static int is_used(Lattice g, int h) { return g.used >> h & 1; }
 
 static long row_length(Lattice g) { return g.nx + 2; }
 static long plane_size(Lattice g) { return row_length(g) * (g.ny + 2); }
@@ -65,9 +68,16 @@ void residual(Lattice g, const REAL *A, const REAL *restrict b, const REAL *rest
                 const REAL *restrict a = A + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
                 const REAL *restrict v = u + rows[m], *restrict w = u - rows[m];
                 const long s = rows[m];
-                for (int i = 0; i < nx; ++i)
-                    out[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1] + a[i + 1 - s] * w[i + 1]
-                              + c[i - s] * w[i] + f[i - 1 - s] * w[i - 1];
+                const int used = g.used >> (2 + 3 * m) & 7;
+                if (used == 7)
+                    for (int i = 0; i < nx; ++i)
+                        out[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1] + a[i + 1 - s] * w[i + 1]
+                                  + c[i - s] * w[i] + f[i - 1 - s] * w[i - 1];
+                else {
+                    if (used & 1) for (int i = 0; i < nx; ++i) out[i] += a[i] * v[i - 1] + a[i + 1 - s] * w[i + 1];
+                    if (used & 2) for (int i = 0; i < nx; ++i) out[i] += c[i] * v[i] + c[i - s] * w[i];
+                    if (used & 4) for (int i = 0; i < nx; ++i) out[i] += f[i] * v[i + 1] + f[i - 1 - s] * w[i - 1];
+                }
             }
             if (b) {
                 const REAL *restrict given = b + p;
@@ -96,7 +106,14 @@ void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const
                 const long q = p - rows[m];
                 const REAL *restrict a = U + (2 + 3 * m) * n + q, *restrict c = a + n, *restrict f = c + n;
                 const REAL *restrict v = y + q;
-                for (int i = 0; i < nx; ++i) sum[i] -= a[i + 1] * v[i + 1] + c[i] * v[i] + f[i - 1] * v[i - 1];
+                const int used = g.used >> (2 + 3 * m) & 7;
+                if (used == 7)
+                    for (int i = 0; i < nx; ++i) sum[i] -= a[i + 1] * v[i + 1] + c[i] * v[i] + f[i - 1] * v[i - 1];
+                else {
+                    if (used & 1) for (int i = 0; i < nx; ++i) sum[i] -= a[i + 1] * v[i + 1];
+                    if (used & 2) for (int i = 0; i < nx; ++i) sum[i] -= c[i] * v[i];
+                    if (used & 4) for (int i = 0; i < nx; ++i) sum[i] -= f[i - 1] * v[i - 1];
+                }
             }
             for (int i = 0; i < nx; ++i) { sum[i] *= w[i]; factor[i] = w[i] * e[i - 1]; }
             REAL last = 0;
@@ -111,7 +128,14 @@ void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const
             for (int m = 0; m < count; ++m) {
                 const REAL *restrict a = U + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
                 const REAL *restrict v = z + p + rows[m];
-                for (int i = 0; i < nx; ++i) sum[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1];
+                const int used = g.used >> (2 + 3 * m) & 7;
+                if (used == 7)
+                    for (int i = 0; i < nx; ++i) sum[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1];
+                else {
+                    if (used & 1) for (int i = 0; i < nx; ++i) sum[i] += a[i] * v[i - 1];
+                    if (used & 2) for (int i = 0; i < nx; ++i) sum[i] += c[i] * v[i];
+                    if (used & 4) for (int i = 0; i < nx; ++i) sum[i] += f[i] * v[i + 1];
+                }
             }
             for (int i = 0; i < nx; ++i) { sum[i] = y[p + i] - w[i] * sum[i]; factor[i] = w[i] * e[i]; }
             REAL last = 0;
@@ -134,9 +158,11 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
     for (int a = 1; a < count; ++a) {
         s[a] = shift(g, o[a]);
         for (int b = a + 1; b < count; ++b) {
+            const int h = half_index(o[b][0] - o[a][0], o[b][1] - o[a][1], o[b][2] - o[a][2]);
+            if (!is_used(g, a) || !is_used(g, b)) continue;
             pairs[total][0] = a;
             pairs[total][1] = b;
-            pairs[total++][2] = half_index(o[b][0] - o[a][0], o[b][1] - o[a][1], o[b][2] - o[a][2]);
+            pairs[total++][2] = h >= 0 && is_used(g, h) ? h : -1;
         }
     }
     const int nx = g.nx;
@@ -144,10 +170,11 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
     for (int k = 0; k < g.nz; ++k)
         for (int j = 0; j < g.ny; ++j) {
             const long p = place(g, k, j, 0);
-            for (int h = 1; h < count; ++h) memcpy(U + h * n + p, A + h * n + p, nx * sizeof(REAL));
+            for (int h = 1; h < count; ++h) if (is_used(g, h)) memcpy(U + h * n + p, A + h * n + p, nx * sizeof(REAL));
             REAL pivot[nx], taken[nx];
             for (int i = 0; i < nx; ++i) { pivot[i] = diagonal[p + i]; taken[i] = 0; }
             for (int a = 2; a < count; ++a) {
+                if (!is_used(g, a)) continue;
                 const REAL *restrict u = U + a * n + p - s[a], *restrict w = inverse + p - s[a];
                 for (int i = 0; i < nx; ++i) pivot[i] -= u[i] * u[i] * w[i];
             }
@@ -173,10 +200,10 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
                     const REAL w = inverse[p + i - 1], u = U[n + p + i - 1], share = u * w;
                     REAL dropped = 0;
                     pivot[i] -= u * share;
-                    for (int b = 2; b < count; ++b) {
-                        const REAL fill = share * U[b * n + p + i - 1];
-                        if (o[b][2] < 0) dropped += FABS(fill);
-                        else U[(b - 1) * n + p + i] -= fill;
+                    for (int t = 0; t < total && pairs[t][0] == 1; ++t) {
+                        const REAL fill = share * U[pairs[t][1] * n + p + i - 1];
+                        if (pairs[t][2] < 0) dropped += FABS(fill);
+                        else U[pairs[t][2] * n + p + i] -= fill;
                     }
                     pivot[i] += keep * dropped;
                 }
@@ -223,6 +250,7 @@ void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W)
                     int h = half_index(o[e][0], o[e][1], o[e][2]);
                     long q = p;
                     if (h < 0) { h = half_index(-o[e][0], -o[e][1], -o[e][2]); q += shift(g, o[e]); }
+                    if (!is_used(g, h)) continue;
                     const REAL *restrict a = A + h * n + q;
                     REAL *restrict sum = sums[which];
                     for (int i = 0; i < nx; ++i) sum[i] += a[2 * i];
@@ -281,6 +309,7 @@ void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac)
                                         q += shift(g, e);
                                         if (row + e[1] < -1) continue; /* beyond the frame */
                                     }
+                                    if (!is_used(g, h)) continue;
                                     const REAL *restrict a = A + h * n + q;
                                     for (int i = 0; i < nx; ++i) out[i] += w[i] * a[2 * i];
                                 }
@@ -346,6 +375,64 @@ void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict 
             for (int i = 0; i < odd; ++i) { out[2 * i] += even_part[i]; out[2 * i + 1] += odd_part[i]; }
             if (g.nx % 2) out[g.nx - 1] += even_part[nx - 1];
         }
+}
+
+/* Where a level has its operators and its vectors. It corrects from the next level `visits` times; the v-th of these
+   steps is taken `lengths[v]` times. */
+typedef struct {
+    Lattice lattice;
+    const REAL *stencils, *factors, *inverse, *weights;
+    REAL *right, *solution, *rest, *half_way, *step, *before;
+    int visits;
+    const REAL *lengths;
+} Level;
+
+/* Smooth the solution of a level's system, from zero unless `again`. */
+static void smooth(const Level *l, int again)
+{
+    if (again) {
+        residual(l->lattice, l->stencils, l->right, l->solution, l->rest);
+        solve_factors(l->lattice, l->factors, l->inverse, l->rest, l->half_way, l->step, l->solution);
+    } else
+        solve_factors(l->lattice, l->factors, l->inverse, l->right, l->half_way, l->solution, NULL);
+}
+
+/* x = before + length (x - before), before = 0 if NULL. */
+static void stretch(Lattice g, REAL length, const REAL *restrict before, REAL *restrict x)
+{
+    const long n = array_size(g);
+    if (length == 1) return;
+    if (before) for (long p = 0; p < n; ++p) x[p] = before[p] + length * (x[p] - before[p]);
+    else for (long p = 0; p < n; ++p) x[p] *= length;
+}
+
+/* One symmetric cycle over `count` levels, of which the last one has a dense inverse. */
+void cycle(const Level *l, int count, const REAL *dense, int again)
+{
+    const Lattice g = l->lattice;
+    if (count == 1) {
+        const long points = (long)g.nz * g.ny * g.nx;
+        for (long p = 0; p < points; ++p) {
+            const REAL *row = dense + p * points;
+            REAL sum = 0;
+            for (int k = 0; k < g.nz; ++k)
+                for (int j = 0; j < g.ny; ++j, row += g.nx)
+                    for (int i = 0; i < g.nx; ++i) sum += row[i] * l->right[place(g, k, j, i)];
+            l->solution[place(g, p / g.nx / g.ny, p / g.nx % g.ny, p % g.nx)] = sum;
+        }
+        return;
+    }
+    smooth(l, again);
+    residual(g, l->stencils, l->right, l->solution, l->rest);
+    restrict_to(g, l[1].lattice, l->weights, l->rest, l[1].right);
+    if (count == 2) cycle(l + 1, 1, dense, 0); /* exact */
+    else for (int visit = 0; visit < l->visits; ++visit) {
+        if (visit) memcpy(l[1].before, l[1].solution, array_size(l[1].lattice) * sizeof(REAL));
+        cycle(l + 1, count - 1, dense, visit);
+        stretch(l[1].lattice, l->lengths[visit], visit ? l[1].before : NULL, l[1].solution);
+    }
+    interpolate(g, l[1].lattice, l->weights, l[1].solution, l->solution);
+    smooth(l, 1);
 }
 
 /* Move entries between PETSc's numbering and the lattice, rounding to and from double. */

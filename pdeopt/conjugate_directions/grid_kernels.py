@@ -25,7 +25,7 @@ _SOURCE = pathlib.Path(__file__).with_name("grid_kernels.c")
 # Not -ffast-math: a NaN in a matrix has to stay one.
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 _DECLARATIONS = """
-typedef struct { int nz, ny, nx, hz; } Lattice;
+typedef struct { int nz, ny, nx, hz, used; } Lattice;
 void residual(Lattice g, const REAL *A, const REAL *b, const REAL *x, REAL *r);
 void solve_factors(Lattice g, const REAL *U, const REAL *inverse, const REAL *r, REAL *y, REAL *z, REAL *x);
 long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *U, REAL *inverse);
@@ -33,6 +33,14 @@ void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W);
 void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac);
 void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *r, REAL *rc);
 void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *xc, REAL *x);
+typedef struct {
+    Lattice lattice;
+    const REAL *stencils, *factors, *inverse, *weights;
+    REAL *right, *solution, *rest, *half_way, *step, *before;
+    int visits;
+    const REAL *lengths;
+} Level;
+void cycle(const Level *levels, int count, const REAL *dense, int again);
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out);
 void scatter(long count, const int *sources, const int *places, const REAL *values, double *out);
 """
@@ -47,6 +55,8 @@ class Kernels(NamedTuple):
         Functions of ``grid_kernels.c``.
     pointer
         Makes a pointer from a contiguous array, which it keeps alive.
+    new
+        Makes a C array of structures from a list of dictionaries; what they point to must be kept alive.
     null
         The pointer to nothing.
     dtype
@@ -55,6 +65,7 @@ class Kernels(NamedTuple):
 
     library: Any
     pointer: Any
+    new: Any
     null: Any
     dtype: npt.DTypeLike
 
@@ -97,7 +108,13 @@ def _load(name: str, path: str, dtype: np.dtype[Any]) -> Kernels:
     specification.loader.exec_module(module)
     kind = f"{'float' if dtype == np.float32 else 'double'}[]"
     kinds = {dtype: kind, np.dtype(np.float64): "double[]", np.dtype(np.int32): "int[]"}
-    return Kernels(module.lib, lambda array: module.ffi.from_buffer(kinds[array.dtype], array), module.ffi.NULL, dtype)
+    return Kernels(
+        module.lib,
+        lambda array: module.ffi.from_buffer(kinds[array.dtype], array),
+        module.ffi.new,
+        module.ffi.NULL,
+        dtype,
+    )
 
 
 def load_kernels(comm: MPI.Comm, dtype: npt.DTypeLike) -> Kernels:

@@ -1,5 +1,6 @@
 """From a PETSc matrix and the places of its unknowns to stencils on a lattice, cut into slabs over the ranks."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -131,6 +132,8 @@ class GridLayout:
         owner, place = self._places(index[rows[kept]])
         # A slab's arrays are as large as the slab: the owner knows how far apart its stencils' arrays lie.
         sizes = np.array([math.prod((n + 2, *(m + 2 for m in self.shape[1:]))) for n in np.diff(self.starts)])
+        bits = self.comm.allreduce(sum(1 << int(h) for h in np.unique(half[kept])), op=MPI.BOR)
+        self.lattice = dataclasses.replace(self.lattice, used=bits)
         self._entries = _Plan(self.comm, owner, half[kept] * sizes[owner] + place, kept)
         self._empty = np.ones(self.lattice.padded, dtype=bool)
         self._empty.ravel()[self._vector.places] = False

@@ -52,7 +52,7 @@ class Slabs:
 
     def whole(self, lattice: Lattice) -> Lattice:
         """Return the uncut lattice of which one has a slab. Collective: no."""
-        return Lattice((int(self.starts[-1]), *lattice.shape[1:]), lattice.kernels)
+        return Lattice((int(self.starts[-1]), *lattice.shape[1:]), lattice.kernels, lattice.used)
 
     def gather(self, values: Array, axis: int = 0) -> Array:
         """Return the uncut array on every rank. Collective: yes."""

@@ -27,10 +27,13 @@ class Lattice:
         Numbers of points in the directions, two or three, slowest first.
     kernels
         What computes on the arrays.
+    used
+        Bit h says whether array h of stencils has entries; what has none costs nothing.
     """
 
     shape: tuple[int, ...]
     kernels: Kernels
+    used: int = (1 << 14) - 1
 
     @property
     def padded(self) -> tuple[int, ...]:
@@ -43,10 +46,10 @@ class Lattice:
         return math.prod(self.shape)
 
     @property
-    def c(self) -> tuple[int, int, int, int]:
+    def c(self) -> tuple[int, int, int, int, int]:
         """The structure that the kernels take."""
         *slowest, rows, columns = self.shape
-        return (slowest[0] if slowest else 1, rows, columns, len(slowest))
+        return (slowest[0] if slowest else 1, rows, columns, len(slowest), self.used)
 
     @property
     def halves(self) -> list[tuple[int, ...]]:

@@ -168,14 +168,19 @@ class ExpandedResidual:
             rest = fields - modes @ inside
             floor = max(least, _ROUNDING * float((scales * norms)[block].max()))
             for _ in range(_PASSES):
+                left = product.norms(rest)
+                if math.sqrt(float(((scales[block] * left) ** 2).sum())) <= floor:
+                    break  # so that no combination exceeds it
                 new = _leading(self._basis, rest * scales[block], floor)
                 if new.shape[1] == 0:
                     break
                 new = _orthonormalise(self._basis, modes, new)
                 modes, inside = np.hstack([modes, new]), np.vstack([inside, self._sum(new.T @ columns)])
                 rest -= new @ inside[-new.shape[1] :]
+            else:
+                left = product.norms(rest)
             coordinates.append(inside)
-            outside[block] = product.norms(rest)
+            outside[block] = left
         # Terms whose sum does not matter are not multiplied: their whole norm then counts as outside.
         order = np.argsort(scales * norms)
         dropped = order[np.cumsum((scales * norms)[order]) <= 0.5 * tolerance]

@@ -7,9 +7,10 @@ import numpy as np
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.inner_product import Array
 
-# Modes summed at once in single precision. Few: rounding errors grow with their number. As many come first in double
-# precision: their coordinates are the largest.
-_GROUP = 8
+# The first modes stay in double precision: their coordinates are the largest.
+_LEADING = 4
+# Modes summed at once in single precision: rounding errors grow with their number.
+_GROUP = 16
 _UNIT = 2.0**-24  # unit roundoff of single precision
 
 
@@ -21,7 +22,9 @@ class SinglePrecisionModes:
     values (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition 2002, section 3.1, and one more for the
     coordinate), the error in the norm of the basis is at most the sum of c_i |a_i| with
 
-        c_i = |fl(phi_i) - phi_i|_M + (m + 1) u / (1 - (m + 1) u) sqrt(|M|_inf) |fl(phi_i)|_2.
+        c_i = |fl(phi_i) - phi_i|_M + (m + 1) u / (1 - (m + 1) u) sqrt(|M|_inf) |fl(phi_i)|_2
+
+    but for those of double precision.
 
     Parameters
     ----------
@@ -32,12 +35,12 @@ class SinglePrecisionModes:
     """
 
     def __init__(self, basis: Basis) -> None:
-        self._double = np.asfortranarray(basis.modes[:, :_GROUP])
+        self._double = np.asfortranarray(basis.modes[:, :_LEADING])
         self._single: list[tuple[slice, np.ndarray]] = []
         self._factors = np.zeros(basis.size)
         largest = np.sqrt(basis.inner_product.matrix.norm(PETSc.NormType.INFINITY))
         growth = (_GROUP + 1) * _UNIT / (1.0 - (_GROUP + 1) * _UNIT)
-        for first in range(_GROUP, basis.size, _GROUP):
+        for first in range(_LEADING, basis.size, _GROUP):
             chosen = slice(first, min(first + _GROUP, basis.size))
             single = np.asfortranarray(basis.modes[:, chosen], dtype=np.float32)
             stored = single.astype(np.float64)
@@ -50,7 +53,7 @@ class SinglePrecisionModes:
 
     def expand(self, coordinates: Array) -> Array:
         """Return the owned values of Phi a, shape (owned,). Collective: no."""
-        values = self._double @ coordinates[:_GROUP]
+        values = self._double @ coordinates[:_LEADING]
         rounded = coordinates.astype(np.float32)
         for chosen, single in self._single:
             values += single @ rounded[chosen]

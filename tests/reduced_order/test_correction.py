@@ -27,15 +27,18 @@ def corrected(case, start, steps):
 
 @pytest.mark.parallel([1, 2, 3])
 def test_each_step_shrinks_the_error_of_a_smooth_answer_on_any_number_of_ranks():
-    found = []
+    found, norms = [], []
     for comm in (SELF, WORLD):
         case = sines(comm, cells=16)
         truth = case.solve(UNSEEN)
         start = case.basis.expand(case.basis.coordinates(truth[:, None])[:, 0])
-        errors = [case.error(start, truth), *(case.error(corrected(case, start, n), truth) for n in (1, 2, 3))]
+        fields = [start, *(corrected(case, start, steps) for steps in (1, 2, 3))]
+        errors = [case.error(field, truth) for field in fields]
         assert max(after / before for before, after in itertools.pairwise(errors)) <= 0.06, errors
         found.append(errors)
+        norms.append(case.basis.inner_product.norms(np.column_stack(fields)))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-10)
 
 
 def test_a_corrected_guess_saves_one_more_newton_step():
