@@ -95,7 +95,9 @@ class AlgebraicCycle:
         coarse = self._levels[-1].matrix
         if self._levels[0].matrix.getNullSpace().handle:
             return {"ksp_type": "preonly", "pc_type": "svd"}  # the pseudo-inverse of a singular matrix
-        options = {"ksp_type": "preonly", "pc_type": "cholesky"}
-        if coarse.getComm().getSize() > 1 or coarse.getSize()[0] > _SMALL:
-            options["pc_factor_mat_solver_type"] = "mumps"
-        return options
+        if coarse.getSize()[0] > _SMALL:
+            return {"ksp_type": "preonly", "pc_type": "cholesky", "pc_factor_mat_solver_type": "mumps"}
+        if coarse.getComm().getSize() == 1:
+            return {"ksp_type": "preonly", "pc_type": "cholesky"}
+        # On every rank: one exchange, where a distributed factorisation has many.
+        return {"ksp_type": "preonly", "pc_type": "redundant", "redundant_pc_type": "cholesky"}
