@@ -288,8 +288,7 @@ class DeepConjugateDirections:
             self._space.prepare(task.A, task.x, residual)
             norm = float(residual.norm())
         while True:
-            residual.copy(unit)
-            unit.scale(1.0 / norm)
+            unit.axpby(1.0 / norm, 0.0, residual)
             proposal = directions.new[0]
             began = time.perf_counter()
             pc.apply(unit, proposal)
