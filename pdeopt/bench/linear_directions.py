@@ -40,17 +40,20 @@ _PROPOSALS: Mapping[str, Options] = {
 _SEQUENCE_ARMS: Mapping[str, Options] = {
     "CG, fresh GAMG": _CG | _GAMG,
     "CG, GAMG, interpolation reused": _CG | {"pc_type": "gamg", "pc_gamg_reuse_interpolation": "true"},
+    "CG, SSOR": _CG | _PROPOSALS["SSOR"],
+    "CG, fresh ICC(0)": _CG | {"pc_type": "icc"},
     "CG, fresh ICC(2)": _CG | _ICC,
     "CG, fresh ICC(2), PETSc's guess from the last 10": _CG | _ICC | {
         "ksp_guess_type": "fischer", "ksp_guess_fischer_model": "1,10",
     },
     "DCD, ICC(2), no recycling": _LOOP | _ICC,
+    "DCD, ICC(0), 10 recycled": _LOOP | {"pc_type": "icc", "ksp_dcd_recycle": "10"},
     "DCD, ICC(2), 10 recycled": _LOOP | _ICC | {"ksp_dcd_recycle": "10"},
     "DCD, ICC(2), 20 recycled": _LOOP | _ICC | {"ksp_dcd_recycle": "20"},
     "DCD, SSOR, 20 recycled": _LOOP | _PROPOSALS["SSOR"] | {"ksp_dcd_recycle": "20"},
     "DCD, fresh GAMG, 10 recycled": _LOOP | _GAMG | {"ksp_dcd_recycle": "10"},
 }  # fmt: skip
-_CLASSICAL = ("CG, GAMG, interpolation reused", "CG, fresh ICC(2)", "CG, fresh ICC(2), PETSc's guess from the last 10")
+_CLASSICAL = tuple(arm for arm in _SEQUENCE_ARMS if arm.startswith("CG") and arm != "CG, fresh GAMG")
 
 
 def measure(study: Study, quick: bool) -> None:
