@@ -80,6 +80,19 @@ def test_the_vectors_are_the_slowest_of_the_scaled_matrix():
     np.testing.assert_allclose(scipy.linalg.eigh(stiffness, mass, eigvals_only=True)[:3], values[:3], rtol=0.02)
 
 
+def test_a_right_hand_side_from_the_space_needs_no_iteration():
+    case = Channels(cells=12)
+    _, _, context = case.run(4, [10.0])
+    x = case.b.duplicate()
+    x.array[:] = context._space._vectors[:, 0]
+    case.A.mult(x, case.b)
+    y = case.b.duplicate()
+    case.ksp.solve(case.b, y)
+    assert case.ksp.getIterationNumber() == 0
+    assert case.ksp.getConvergedReason() > 0
+    assert (y - x).norm() <= 1e-9 * x.norm()
+
+
 @pytest.mark.parallel([1, 2])
 def test_a_matrix_that_turns_bad_after_good_ones_is_noticed():
     case = Channels(cells=12)
