@@ -184,7 +184,7 @@ def test_what_is_no_lattice_is_said():
     with pytest.raises(InputError, match="lie at one place"):
         GridMultigrid(problem.matrix, np.concatenate([problem.places[:1], problem.places[:-1]]))
     squares = Diffusion("quadrilateral", (6, 5), degree=2)
-    with pytest.raises(InputError, match="lattice steps away"):
+    with pytest.raises(InputError, match="lattice step away"):
         GridMultigrid(squares.matrix, squares.places)
 
 
