@@ -144,6 +144,9 @@ void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const
         }
 }
 
+/* What goes to two diagonal entries for the dropped entry -product between them. */
+static REAL lumped(REAL product, REAL keep) { return product > 0 ? keep * product : -product; }
+
 /* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that would leave the pattern,
    `keep` times the modulus is added to the two diagonal entries: with 1 the factors exist for every positive definite
    A (Ajiz and Jennings 1984), and M - A is positive semidefinite. Returns how many pivots had to be replaced. */
@@ -185,15 +188,15 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
                     const REAL *restrict w = inverse + p - s[a];
                     REAL *restrict out = h < 0 ? taken : U + h * n + p;
                     if (h >= 0) for (int i = 0; i < nx; ++i) out[i] -= u[i] * v[i] * w[i];
-                    else for (int i = 0; i < nx; ++i) out[i] += FABS(u[i] * v[i]) * w[i];
+                    else for (int i = 0; i < nx; ++i) out[i] += lumped(u[i] * v[i], keep) * w[i];
                 }
                 if (h < 0) {
                     const REAL *restrict u = U + a * n + p - s[b], *restrict v = U + b * n + p - s[b];
                     const REAL *restrict w = inverse + p - s[b];
-                    for (int i = 0; i < nx; ++i) taken[i] += FABS(u[i] * v[i]) * w[i];
+                    for (int i = 0; i < nx; ++i) taken[i] += lumped(u[i] * v[i], keep) * w[i];
                 }
             }
-            for (int i = 0; i < nx; ++i) pivot[i] += keep * taken[i];
+            for (int i = 0; i < nx; ++i) pivot[i] += taken[i];
             /* What the left neighbour hands on, point after point. */
             for (int i = 0; i < nx; ++i) {
                 if (i) {
@@ -202,10 +205,10 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
                     pivot[i] -= u * share;
                     for (int t = 0; t < total && pairs[t][0] == 1; ++t) {
                         const REAL fill = share * U[pairs[t][1] * n + p + i - 1];
-                        if (pairs[t][2] < 0) dropped += FABS(fill);
+                        if (pairs[t][2] < 0) dropped += lumped(fill, keep);
                         else U[pairs[t][2] * n + p + i] -= fill;
                     }
-                    pivot[i] += keep * dropped;
+                    pivot[i] += dropped;
                 }
                 if (!(pivot[i] > (REAL)1e-3 * diagonal[p + i])) { pivot[i] = diagonal[p + i]; ++replaced; }
                 inverse[p + i] = 1 / pivot[i];
