@@ -159,13 +159,21 @@ class GridLayout:
             thing.destroy()
         return found
 
-    def stencils(self, matrix: PETSc.Mat) -> Array:
-        """Return the matrix's stencils on this rank's slab, shape (5 or 14, padded shape). Collective: yes."""
-        stencils = self.lattice.stencils(len(self.lattice.halves))
-        self._entries.forward(self.lattice.kernels, matrix.getValuesCSR()[2], stencils)
-        centre = self.lattice.inner(stencils[0])
-        centre[self.lattice.inner(self._empty)] = 1.0
-        return stencils
+    def stencils(self, matrix: PETSc.Mat) -> tuple[Array, Array]:
+        """Return the matrix's stencils and row sums on this rank's slab.
+
+        The stencils have the shape (5 or 14, padded shape), the sums the padded shape: from couplings and sums the
+        operator is known more precisely than from couplings and the diagonal.
+
+        Collective: yes.
+        """
+        stencils, sums = self.lattice.stencils(len(self.lattice.halves)), self.lattice.values()
+        indptr, _, values = matrix.getValuesCSR()
+        self._entries.forward(self.lattice.kernels, values, stencils)
+        self._vector.forward(self.lattice.kernels, np.add.reduceat(values, indptr[:-1]), sums)
+        for array in (stencils[0], sums):
+            self.lattice.inner(array)[self.lattice.inner(self._empty)] = 1.0
+        return stencils, sums
 
     def to_lattice(self, values: npt.NDArray[np.float64], out: Array) -> None:
         """Copy the owned entries of a vector to this rank's slab. Collective: yes."""
