@@ -58,8 +58,14 @@ def _incomplete(kind: str, levels: int) -> Options:
     return {"ksp_type": "cg", "pc_type": kind, "pc_factor_levels": str(levels), **_RCM, **_SHIFT}
 
 
-def _factor(**options: str) -> Options:
-    return {"ksp_type": "cg", "pc_type": "cholesky", "pc_factor_mat_solver_type": "mumps", **options}
+_MUMPS = {"ksp_type": "cg", "pc_type": "cholesky", "pc_factor_mat_solver_type": "mumps"}
+
+
+def _of_blocks(options: Options) -> Options:
+    """Return incomplete factors of each rank's own block: the factors themselves exist on one rank only."""
+    return {"ksp_type": "cg", "pc_type": "bjacobi"} | {
+        f"sub_{name}": value for name, value in options.items() if name != "ksp_type"
+    }
 
 
 def petsc_arms(dimension: int) -> Mapping[str, Options]:
@@ -75,8 +81,8 @@ def petsc_arms(dimension: int) -> Mapping[str, Options]:
             f"Eisenstat: {omega}": {"ksp_type": "cg", "pc_type": "eisenstat", "pc_eisenstat_omega": omega}
             for omega in _OMEGAS
         },
-        "MUMPS: Cholesky": _factor(),
-        "MUMPS: LDLT": _factor(),
+        "MUMPS: Cholesky": _MUMPS,
+        "MUMPS: LDLT": _MUMPS,
     }
 
 
@@ -93,16 +99,23 @@ def solve_by_options(case: LinearCase, arm: str, options: Options) -> Outcome:
 
 
 def own_arms(case: LinearCase, dimension: int) -> Mapping[str, Arm]:
-    """Return all solvers that run in this process, by name: PETSc's, and on one rank PyAMG's and the sine transform.
+    """Return all solvers that run in this process, by name.
+
+    On several ranks incomplete factors are those of the ranks' own blocks, and Eisenstat's way, PyAMG and the sine
+    transform, which work on one, are missing.
 
     Collective: no.
     """
-    arms: dict[str, Arm] = {
-        name: functools.partial(solve_by_options, arm=name, options=options)
-        for name, options in petsc_arms(dimension).items()
-        if case.comm.size == 1 or name.partition(":")[0] not in ("Eisenstat", "ICC", "ILU")
-    }
-    if case.comm.size == 1:
+    serial = case.comm.size == 1
+    arms: dict[str, Arm] = {}
+    for name, options in petsc_arms(dimension).items():
+        kind = name.partition(":")[0]
+        if serial or kind != "Eisenstat":
+            blocks = not serial and kind in ("ICC", "ILU")
+            arms[name] = functools.partial(
+                solve_by_options, arm=name, options=_of_blocks(options) if blocks else options
+            )
+    if serial:
         arms |= pyamg_arms(case.A.getBlockSize() > 1)
         if case.family in ("square, constant", "cube, constant"):
             arms["Sine transform: SciPy"] = sine_transform

@@ -7,18 +7,23 @@ fastest of them on a system. Seconds are those of the processor, as other jobs d
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mpi4py import MPI
 
-from pdeopt.bench.harness import say
+from pdeopt.bench.harness import Row, say
 from pdeopt.bench.linear_arms import own_arms
 from pdeopt.bench.linear_constants import CONSTANTS
 from pdeopt.bench.linear_debian import debian_arms, solve_by_debian
 from pdeopt.bench.linear_families import FAMILIES, LinearCase
 from pdeopt.bench.linear_outcome import Outcome
+from pdeopt.bench.linear_sequence_arms import classical_arms, replay
+from pdeopt.bench.linear_sequences import SEQUENCES, Systems
+from pdeopt.bench.study import Study
 from pdeopt.report import InputError
 
+_FOREIGN = ("BoomerAMG", "ML")  # of Debian's PETSc
+_ONE_RANK = ("PyAMG", "Eisenstat", "Sine transform")
 _KEPT = 2  # settings of each kind of solver that go on from the small systems of a sweep to the large ones
 _FACTOR = 3.0  # a kind of solver this much slower than the best on validation seeds is no candidate for the best
 
@@ -42,7 +47,7 @@ def solve(case: LinearCase, arms: Iterable[str]) -> list[Outcome]:
     """
     names = list(arms)
     own = own_arms(case, FAMILIES[case.family].dimension)
-    foreign = [name for name in names if name.partition(":")[0] in ("BoomerAMG", "ML")]
+    foreign = [name for name in names if name.partition(":")[0] in _FOREIGN]
     unknown = [name for name in names if name not in own and name not in foreign]
     if unknown:
         raise InputError(f"there is no arm {unknown[0]!r} for {case.family!r}: choose one of {', '.join(own)}")
@@ -128,13 +133,113 @@ def _best_of_kinds(seconds: dict[str, float], count: int) -> list[str]:
     return [arm for place, arm in enumerate(ranked) if kinds[:place].count(kinds[place]) < count]
 
 
+def measure(study: Study, quick: bool) -> None:
+    """Print the classical solvers on every family, on two ranks, and over sequences of matrices. Collective: yes.
+
+    These are the bars that learned solvers are compared with, and make no claim of their own.
+    """
+    sizes = _QUICK if quick else _FULL
+    for name in _QUICK_FAMILIES if quick else FAMILIES:
+        family = FAMILIES[name]
+        for size in sizes[family.domain]:
+            # Quadratic elements have about 2^d unknowns a vertex.
+            _table(study, name, size if family.degree == 1 else size // 2**family.dimension)
+    for name in _QUICK_FAMILIES[:1] if quick else _ON_TWO_RANKS:
+        _on_two_ranks(study, name, sizes[FAMILIES[name].domain][0])
+    for name in ("samples",) if quick else SEQUENCES:
+        _sequence(study, name, SEQUENCES[name], quick)
+
+
+def _table(study: Study, name: str, size: int) -> None:
+    """Add a row for each arm on a system, and one for the best."""
+    say(study.comm, f"  {name}, {size}")
+    case = FAMILIES[name].case(study.comm, size, study.settings.seed)
+    best, outcomes = best_classical(case, 1 if study.settings.quick else min(study.settings.repeat, 2))
+    (default,) = solve(case, ["GAMG: default"])
+    common: Row = {"family": name, "unknowns": case.tags["unknowns"]}
+    for outcome in [default, *outcomes]:
+        study.row("Classical solvers, one rank", common | outcome.row())
+    study.row(
+        "Best classical solver, one rank",
+        common
+        | {
+            "best": best.arm,
+            "iterations": best.iterations,
+            "CPU [s]": best.total_cpu,
+            "wall [s]": best.total,
+            "default GAMG, CPU [s]": default.total_cpu,
+            "best / default GAMG": best.total_cpu / default.total_cpu,
+        },
+    )
+    case.destroy()
+
+
+def _on_two_ranks(study: Study, name: str, size: int) -> None:
+    """Add the fastest of the arms of this PETSc on two ranks, and those of Debian's."""
+    seed, table = study.settings.seed, "Classical solvers, two ranks"
+    arms = [arm for arm in CONSTANTS[FAMILIES[name].group] if arm.partition(":")[0] not in _ONE_RANK]
+    own = [arm for arm in arms if arm.partition(":")[0] not in _FOREIGN]
+    function = "pdeopt.bench.linear_rivals:solve_on_ranks"
+    row = study.case(function, 2, family=name, size=size, seed=seed, arms=sorted({"GAMG: default", *own}))
+    study.row(table, {"family": name, **row})
+    case = FAMILIES[name].case(study.comm, size, seed)
+    for outcome in solve_by_debian(case, [arm for arm in arms if arm not in own], ranks=2):
+        study.row(table, {"family": name, **outcome.row()})
+    case.destroy()
+
+
+def solve_on_ranks(comm: MPI.Comm, family: str, size: int, seed: int, arms: list[str]) -> Row:
+    """Solve one system by several arms, and return the columns of the fastest by the clock. Collective: yes."""
+    case = FAMILIES[family].case(comm, size, seed)
+    outcomes = comm.bcast(solve(case, arms))  # each rank has its own seconds, but all must choose alike
+    case.destroy()
+    return min(outcomes, key=lambda outcome: outcome.total).row()
+
+
+def _sequence(study: Study, name: str, systems: Callable[..., Systems], quick: bool) -> None:
+    """Add a row for each classical arm over a sequence of matrices."""
+    dimension = 3 if "3D" in name else 2
+    size, steps = ((12, 5) if dimension == 2 else (6, 5)) if quick else ((384, 50) if dimension == 2 else (44, 50))
+    say(study.comm, f"  sequence: {name}")
+    outcomes = replay(systems(study.comm, size, steps, study.settings.seed), classical_arms(dimension))
+    fresh = sum(outcome.total_cpu for outcome in outcomes["GAMG fresh, default"])
+    for arm, found in outcomes.items():
+        total = sum(outcome.total_cpu for outcome in found)
+        study.row(
+            "Sequences of matrices: classical solvers",
+            {
+                "sequence": name,
+                "cells a side": size,
+                "matrices": steps,
+                "arm": arm,
+                "iterations": sum(outcome.iterations for outcome in found),
+                "CPU [s]": total,
+                "wall [s]": sum(outcome.total for outcome in found),
+                "over fresh GAMG": total / fresh,
+                "worst residual": max(outcome.residual for outcome in found),
+            },
+        )
+
+
+_FULL = {
+    "square": (256, 512, 1024),
+    "cube": (32, 48, 64),
+    "L-shape": (200_000,),
+    "perforated plate": (100_000, 400_000),
+    "heat sink": (200_000,),
+    "bracket": (60_000, 150_000),
+}
+_QUICK = {"square": (16,), "perforated plate": (200,)}
+_QUICK_FAMILIES = ("square, checker", "perforated plate, inclusions, elasticity")
+_ON_TWO_RANKS = ("perforated plate, inclusions", "bracket, anisotropy", "perforated plate, inclusions, elasticity")
+
 SWEEPS = {
     "square": (128, 384),
     "cube": (24, 48),
-    "perforated plate": (15_000, 100_000),
-    "bracket": (8_000, 50_000),
+    "perforated plate": (8_000, 50_000),
+    "bracket": (4_000, 25_000),
 }
-"""Sizes of the sweeps by domain; the other domains are held out."""
+"""Sizes of the sweeps by domain, small and large; the other domains are held out."""
 
 
 def main() -> None:

@@ -51,7 +51,8 @@ def _certify(study: Study, plate: Plate, parameters: Array) -> None:
     certificate = plate.full
     study.row("heat, certified", {
         "degrees of freedom": plate.problem.space.dofmap.index_map.size_global,
-        "snapshots": len(plate.parameters), "modes": plate.basis.size, "cells": plate.cubature.size,
+        "snapshots": len(plate.parameters), "modes": plate.basis.size, "cells": plate.cells["cubature"],
+        "cells of the indicator": plate.cells["cubature of the indicator"],
         "terms of the residual": plate.expansion.terms, "kept": plate.expansion.kept,
         "representatives": plate.expansion.size, "stability constant": certificate.stability.constant,
         "Lipschitz constant": certificate.lipschitz, "parameters": len(parameters),

@@ -32,9 +32,6 @@ _SPREAD = 300
 # Of the snapshots: modes of a smaller part are rounding.
 _REST = 1e-6
 
-# The indicator of `Adaptive` is a force over a displacement: this makes it a relative error of an elastic body.
-FACTOR = 1.0 / _YOUNG
-
 
 @dataclasses.dataclass(eq=False)
 class Trained:

@@ -20,7 +20,7 @@ from pdeopt.bench.study import Study
 from pdeopt.parallel import random_stream
 from pdeopt.reduced_order._packages import require_package
 from pdeopt.reduced_order.clustering import Clustering, cluster
-from pdeopt.reduced_order.dissimilarity import Indices, distances, kernel, subspace_kernel
+from pdeopt.reduced_order.dissimilarity import Indices, covariance_kernel, distances, kernel, subspace_kernel
 from pdeopt.reduced_order.gain import local_projection_errors, predicted_gain, projection_errors
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.parametric import cluster_by_parameters
@@ -40,8 +40,8 @@ def measure(study: Study, quick: bool) -> None:
     for family in families(study.comm, study.settings.seed, quick):
         say(study.comm, f"  {family.name}")
         errors = _compare(study, family, quick, mixed=False)
-        oracle.append(errors[_OURS][0] / errors[_ORACLE][0])
-        normalised.append(errors[_OURS][0] / errors[_RIVAL][0])
+        oracle.append(float(errors[_OURS][0] / errors[_ORACLE][0]))
+        normalised.append(float(errors[_OURS][0] / errors[_RIVAL][0]))
         if family.odd:
             errors = _compare(study, family, quick, mixed=True)
             ratios = errors[_OURS] / errors[_RIVAL]
@@ -117,13 +117,13 @@ def _nearest_centre(
 
 def _arms(family: Family, gram: Array) -> dict[str, tuple[Array, _Method]]:
     """Return the kernel of all items and the method of each clustering."""
-    whole, sine = gram, kernel(gram) if family.trajectories is None else None
+    covariances = covariance_kernel(gram, family.trajectories)
+    whole, sine = gram, covariances  # the sine, of single snapshots
     if family.trajectories is not None:
         # A trajectory as one long vector.
         groups = family.groups
         whole = np.array([[np.trace(gram[np.ix_(one, other)]) for other in groups] for one in groups])
         sine = subspace_kernel(gram, family.trajectories, _SUBSPACE)
-    assert sine is not None
     return {
         _ORACLE: (family.position @ family.position.T, "means"),
         "k-means, Euclidean": (kernel(whole, "euclidean"), "means"),
@@ -131,8 +131,9 @@ def _arms(family: Family, gram: Array) -> dict[str, tuple[Array, _Method]]:
         "k-means, aligned": (kernel(whole, "aligned"), "means"),
         "k-medoids, sine": (sine, "medoids"),
         "k-means, sine": (sine, "means"),
+        "k-means, covariances": (covariances, "means"),
         "k-subspaces": (sine, "subspaces"),
-        _OURS: (sine, "parameters"),
+        _OURS: (covariances, "parameters"),
     }
 
 

@@ -72,8 +72,8 @@ class Basis:
         """What the modes leave of the snapshots, in the root mean square: the scale for a cubature's tolerance.
 
         sqrt(sum_{i > r} s_i^2 / sum_i s_i^2); zero where the singular values end with the modes. A reduced model whose
-        cubature has half this tolerance errs little more than its modes; with a larger one it errs by the cubature,
-        and has modes for nothing.
+        cubature has a tolerance of at most 0.7 of this errs little more than its modes do; with a larger one it errs
+        by the cubature, and has modes for nothing.
         """
         squares = self.singular_values**2
         return float(np.sqrt(squares[self.size :].sum() / squares.sum())) if squares.any() else 0.0

@@ -4,10 +4,10 @@ Where the parameters of the snapshots are known, near parameters are a better re
 clusters that follow them hold snapshots that the parameter of a new one finds, and few numbers decide them, where
 `pdeopt.reduced_order.subspaces` decides every label by the same few snapshots. But not all parameters count alike. A
 load's place makes fields that no small basis holds together; its direction only mixes two of them. So k-means runs on
-the sum of kernels w_1 (p_1 p_1') + w_2 (p_2 p_2') + ... + w_0 (angles between the fields), and the weights are searched
-that make the projection error of held-out snapshots least (a filter of features by what they are for, as in Kohavi and
-John, Artificial Intelligence 97, 1997). A weight is changed only where the errors fall by more than chance would have
-them fall: the best of many partitions is mostly the luckiest.
+a sum of kernels, the products of each parameter and the squared cosines between the fields, and those weights of them
+are searched that make the projection error of held-out snapshots least (features chosen by what they are for, as in
+Kohavi and John, Artificial Intelligence 97, 1997). A weight is changed only where the errors fall by more than chance
+would have them fall: the best of many partitions is mostly the luckiest.
 """
 
 import math
@@ -18,12 +18,13 @@ import numpy as np
 
 from pdeopt.parallel import on_root
 from pdeopt.reduced_order.clustering import Clustering, cluster, number_clusters
-from pdeopt.reduced_order.dissimilarity import Indices, check_gram, check_groups, distances, kernel, subspace_kernel
+from pdeopt.reduced_order.dissimilarity import Indices, check_gram, check_groups, covariance_kernel, distances
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.subspaces import Items
 from pdeopt.report import InputError
 
-_WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.0)  # of the scaled parameters, in coordinates
+_WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0)  # of the scaled parameters, in coordinates
+_CERTAIN = 2.0  # standard errors by which the mean error must fall
 _ROUNDS = 2  # of the search over all parameters; it ends when nothing changes
 _STARTS = 10  # of k-means for each choice of weights
 
@@ -63,7 +64,7 @@ def cluster_by_parameters(
     Returns
     -------
     Clustering
-        Its distances are the sines.
+        Its distances are the sines, of trajectories those between their covariances.
 
     Raises
     ------
@@ -86,51 +87,65 @@ def _cluster(
             f"parameters of the shape {parameters.shape} for {len(groups)} items: give one row of finite numbers for "
             "each snapshot, or for each trajectory if these are clustered"
         )
-    sines = kernel(gram) if trajectories is None else subspace_kernel(gram, trajectories, max(1, modes // 3))
-    angles = kernel(gram, "aligned") if trajectories is None else sines
+    angles = covariance_kernel(gram, trajectories)
     first = cluster(angles, count, starts=_STARTS, seed=seed)  # with all errors for what cannot be clustered
-    separations = distances(sines)
     if count == 1:
-        return number_clusters(first.labels, separations)
+        return first
     varying = np.ptp(parameters, axis=0) > 1e-12 * np.abs(parameters).max(axis=0)
     points = (parameters - parameters.mean(axis=0))[:, varying]
     kernels = [np.outer(column, column) for column in points.T] + [angles]
     kernels = [products / float(np.mean(np.diag(products)) - np.mean(products)) for products in kernels]
-    search = _Search(kernels, Items(gram, groups, modes), count, modes, seed)
-    return number_clusters(search.labels(), separations)
+    search = _Search(kernels, Items(gram, groups, modes), count, modes, seed, trajectories=trajectories is not None)
+    return number_clusters(search.labels(), distances(angles))
 
 
 class _Search:
     """Looks for the weights of kernels whose clusters have the least errors of held-out items."""
 
-    def __init__(self, kernels: list[Array], items: Items, count: int, modes: int, seed: int) -> None:
-        self._kernels, self._items = np.array(kernels), items
+    def __init__(
+        self, kernels: list[Array], items: Items, count: int, modes: int, seed: int, *, trajectories: bool
+    ) -> None:
+        self._kernels, self._items, self._trajectories = np.array(kernels), items, trajectories
         self._count, self._modes, self._seed = count, modes, seed
         self._known: dict[tuple[float, ...], tuple[Array, Indices]] = {}
 
     def labels(self) -> Indices:
-        """Return the clusters of the weights that are found from each kernel alone, and from all of them alike."""
-        size = len(self._kernels)
-        weights = min([*np.eye(size), np.ones(size)], key=lambda trial: float(self._errors(trial)[0].mean()))
-        for _ in range(_ROUNDS):
-            before = weights
-            for index in range(size):
-                weights = self._improved(weights, index)
-            if np.array_equal(weights, before):
-                break
+        """Return the clusters of the weights that were found.
+
+        Those of the parameters are searched first, from each of them alone and from all of them alike; then those of
+        all kernels, from there if that is better than the angles alone: from these on, no small change finds the
+        parameters. The angle between two trajectories, of many snapshots each, tells more than that between two
+        snapshots, and there are fewer of them to judge by: there the parameters must be better for certain.
+        """
+        *alone, weights = np.eye(len(self._kernels))
+        if alone:
+            found = self._search(self._best([*alone, np.sum(alone, axis=0)]), range(len(alone)))
+            start = self._better(found, weights) if self._trajectories else self._best([found, weights])
+            weights = self._search(start, range(len(self._kernels)))
         return self._errors(weights)[1]
 
-    def _improved(self, weights: Array, index: int) -> Array:
-        """Return the weights with one of them changed, if the errors fall by more than their standard error."""
-        trials = [np.where(np.arange(weights.size) == index, weight, weights) for weight in _WEIGHTS]
-        trials = [trial / trial.max() for trial in trials if trial.max() > 0.0]
-        best = min(trials, key=lambda trial: float(self._errors(trial)[0].mean()))
-        change = self._errors(best)[0] - self._errors(weights)[0]
-        certain = change.mean() < -change.std() / math.sqrt(change.size)
-        return best if certain else weights
+    def _search(self, weights: Array, indices: range) -> Array:
+        """Return the weights after one after the other of some was changed where that is better."""
+        for _ in range(_ROUNDS):
+            before = weights
+            for index in indices:
+                trials = [np.where(np.arange(weights.size) == index, weight, weights) for weight in _WEIGHTS]
+                best = self._best([trial / trial.max() for trial in trials if trial.max() > 0.0])
+                weights = self._better(best, weights)
+            if np.array_equal(weights, before):
+                break
+        return weights
+
+    def _best(self, trials: list[Array]) -> Array:
+        return min(trials, key=lambda trial: float(self._errors(trial)[0].mean()))
+
+    def _better(self, trial: Array, weights: Array) -> Array:
+        """Return the trial if its errors are smaller by more than chance would make them, or the weights."""
+        change = self._errors(trial)[0] - self._errors(weights)[0]
+        return trial if change.mean() < -_CERTAIN * change.std() / math.sqrt(change.size) else weights
 
     def _errors(self, weights: Array) -> tuple[Array, Indices]:
-        """Return the error of each item in the modes of its cluster without it, and the labels."""
+        """Return the error of each item in the best basis of clusters that it is not in itself, and the labels."""
         key = tuple(np.round(weights, 6).tolist())
         if key not in self._known:
             try:
@@ -141,5 +156,5 @@ class _Search:
                 self._known[key] = np.ones(self._items.count), labels
                 return self._known[key]
             squares, _ = self._items.held_out(labels, self._count, self._modes)
-            self._known[key] = np.sqrt(squares[labels, np.arange(labels.size)]), labels
+            self._known[key] = np.sqrt(squares.min(axis=0)), labels
         return self._known[key]
