@@ -31,10 +31,9 @@ _SETTINGS = {
     "constants": CycleSettings(),
     "V-cycle": CycleSettings(visits=1),
     "W-cycle": CycleSettings(least=1.0),
-    "least 0.3": CycleSettings(least=0.3),
     "keep 0.75": CycleSettings(keep=0.75),
-    "keep 0.5": CycleSettings(keep=0.5),
-    "keep 0.5, V-cycle": CycleSettings(keep=0.5, visits=1),
+    "keep 0.25": CycleSettings(keep=0.25),
+    "keep 0.25, V-cycle": CycleSettings(keep=0.25, visits=1),
 }
 
 

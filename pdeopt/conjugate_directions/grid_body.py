@@ -55,7 +55,7 @@ class GridMultigrid:
         """Take the values of a matrix with the same pattern. Collective: yes."""
         layout = self.layout
         slabs = Slabs(layout.comm, layout.starts)
-        self.cycle = GridCycle(layout.lattice, layout.stencils(matrix), slabs, layout.depth, self.settings)
+        self.cycle = GridCycle(layout.lattice, *layout.stencils(matrix), slabs, layout.depth, self.settings)
 
     def apply(self, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """Set y to one cycle's answer to x. Collective: yes."""

@@ -22,14 +22,16 @@ class CycleSettings:
     Parameters
     ----------
     keep
-        Share of what the incomplete factors drop that goes to the diagonal, between 0 and 1. With 1 the cycle is
-        positive definite for every positive definite matrix.
+        The incomplete factors drop couplings that leave the pattern of the matrix, and add moduli to the diagonal
+        instead: of those of one sign all, as smooth errors do not feel it, of the others this share. With 1 the cycle
+        is positive definite for every positive definite matrix; less is often faster, above all in 3D.
     visits
         How often a level corrects from the next one, at a time. 1 gives the V-cycle.
     least
         Coarse cycles reduce the error as if all eigenvalues of the cycle times the operator lay between this and 1: the
         steps of the visits have the lengths of Chebyshev's semi-iteration, as in the algebraic multilevel iteration of
-        Axelsson and Vassilevski (Numer. Math. 56, 1989). 1 gives equal steps, the W-cycle.
+        Axelsson and Vassilevski (Numer. Math. 56, 1989). 1 gives equal steps, the W-cycle; 0.3 overshoots more from
+        level to level, and may end indefinite.
     coarsest
         Number of points from which on the inverse is computed outright.
     """
@@ -60,7 +62,7 @@ class CycleSettings:
 class _Level:
     """A lattice, its operators, and arrays to work in: ``right``, ``solution`` and ``rest`` of a linear system."""
 
-    def __init__(self, lattice: Lattice, stencils: Array, slabs: Slabs, settings: CycleSettings) -> None:
+    def __init__(self, lattice: Lattice, stencils: Array, sums: Array, slabs: Slabs, settings: CycleSettings) -> None:
         self.lattice, self.slabs, kernels = lattice, slabs, lattice.kernels
         self._kernels, pointer = kernels, kernels.pointer
         self.right, self.solution, self.rest = lattice.values(), lattice.values(), lattice.values()
@@ -68,7 +70,8 @@ class _Level:
         diagonal, keep = self._diagonal(stencils), settings.keep
         arrays = map(pointer, (self._factors, self._inverse))
         kernels.library.factorise(lattice.c, pointer(stencils), pointer(diagonal), keep, *arrays)
-        self._stencils, self._half_way, self._step = stencils, lattice.values(), lattice.values()
+        self._stencils, self._sums = stencils, sums
+        self._half_way, self._step = lattice.values(), lattice.values()
         self.coarse, self._weights, self.coarse_stencils = coarsen(lattice, stencils, slabs)
         self.lengths = settings.lengths().astype(kernels.dtype)
         self._before = lattice.values()
@@ -76,7 +79,8 @@ class _Level:
     def structure(self) -> dict[str, Any]:
         """Return what the kernels need to know of the level, while the level lives."""
         arrays = {
-            "stencils": self._stencils, "factors": self._factors, "inverse": self._inverse, "weights": self._weights,
+            "stencils": self._stencils, "sums": self._sums, "factors": self._factors, "inverse": self._inverse,
+            "weights": self._weights,
             "right": self.right, "solution": self.solution, "rest": self.rest, "half_way": self._half_way,
             "step": self._step, "before": self._before, "lengths": self.lengths,
         }  # fmt: skip
@@ -112,7 +116,20 @@ class _Level:
     def subtract(self) -> None:
         """Compute what is left of the right-hand side. Collective: yes."""
         self.slabs.exchange(self.solution)
-        self._call("residual", self._stencils, self.right, self.solution, self.rest)
+        self._call("residual", self._stencils, self._sums, self.right, self.solution, self.rest)
+
+    def coarse_sums(self) -> Array:
+        """Return the row sums of the coarse stencils: P^T A P times one. Collective: yes."""
+        self.interpolate(np.ones(self.coarse.padded, dtype=self.solution.dtype))
+        # Weights that should add up to one do so but for rounding, which strong couplings would blow up.
+        rounded = np.abs(self.solution - 1.0) < 16.0 * np.finfo(self.solution.dtype).eps
+        self.solution[rounded] = 1.0
+        self.slabs.exchange(self.solution)
+        self._call("residual", self._stencils, self._sums, None, self.solution, self.rest)
+        sums = self.coarse.values()
+        self.restrict(sums)
+        self.solution[...] = 0.0
+        return sums
 
     def restrict(self, right: Array) -> None:
         """Set the next level's right-hand side. Collective: yes."""
@@ -139,8 +156,9 @@ class GridCycle:
 
     Parameters
     ----------
-    lattice, stencils
-        This rank's slab and the matrix on it, shape (5 or 14, padded shape), without the neighbours' values.
+    lattice, stencils, sums
+        This rank's slab, the matrix on it, shape (5 or 14, padded shape), without the neighbours' values, and its row
+        sums.
     slabs
         How the lattice is cut.
     depth
@@ -160,6 +178,7 @@ class GridCycle:
         self,
         lattice: Lattice,
         stencils: Array,
+        sums: Array,
         slabs: Slabs,
         depth: int,
         settings: CycleSettings | None = None,
@@ -168,9 +187,10 @@ class GridCycle:
         self._levels: list[_Level] = []
         slabs.exchange(stencils, axis=1)
         while slabs.whole(lattice).points > settings.coarsest and (depth > 0 or not slabs.cut):
-            level = _Level(lattice, stencils, slabs, settings)
+            level = _Level(lattice, stencils, sums, slabs, settings)
             self._levels.append(level)
-            lattice, stencils, slabs, depth = level.coarse, level.coarse_stencils, slabs.halved(), depth - 1
+            lattice, stencils, sums = level.coarse, level.coarse_stencils, level.coarse_sums()
+            slabs, depth = slabs.halved(), depth - 1
         self._slabs, kernels = slabs, lattice.kernels
         self._library = kernels.library
         right, solution = lattice.values(), lattice.values()
@@ -179,10 +199,10 @@ class GridCycle:
         self.right, self.solution = self._rights[0], self._solutions[0]
         if slabs.cut:
             alone = Slabs(MPI.COMM_SELF, slabs.starts[[0, -1]])
-            gathered = slabs.gather(stencils, axis=1)
-            self._whole = GridCycle(slabs.whole(lattice), gathered, alone, 0, settings)
+            gathered = slabs.gather(stencils, axis=1), slabs.gather(sums)
+            self._whole = GridCycle(slabs.whole(lattice), *gathered, alone, 0, settings)
             return
-        self._inverse = kernels.pointer(np.ascontiguousarray(_invert(lattice, stencils), dtype=kernels.dtype))
+        self._inverse = kernels.pointer(np.ascontiguousarray(_invert(lattice, stencils, sums), dtype=kernels.dtype))
         last = {"lattice": lattice.c, "right": kernels.pointer(right), "solution": kernels.pointer(solution)}
         self._described = [*(level.structure() for level in self._levels), last]  # owns the pointers
         self._structures = kernels.new("Level[]", self._described)
@@ -214,26 +234,28 @@ class GridCycle:
             level.smooth(again=True)
 
 
-def _dense(lattice: Lattice, stencils: Array) -> Array:
+def _dense(lattice: Lattice, stencils: Array, sums: Array) -> Array:
     """Return the matrix of stencils on a small lattice, in double precision."""
     number = np.full(lattice.padded, -1)
     lattice.inner(number)[...] = np.arange(lattice.points).reshape(lattice.shape)
     matrix = np.zeros((lattice.points, lattice.points))
     rows = lattice.inner(number).ravel()
-    for offset, values in zip(lattice.halves, stencils, strict=True):
+    for offset, values in zip(lattice.halves[1:], stencils[1:], strict=True):
         columns = lattice.inner(np.roll(number, tuple(-o for o in offset), axis=tuple(range(number.ndim)))).ravel()
         inside = columns >= 0
         entries = lattice.inner(values).ravel()[inside]
         matrix[rows[inside], columns[inside]] = matrix[columns[inside], rows[inside]] = entries
+    # In double precision the sums are exact still.
+    np.fill_diagonal(matrix, lattice.inner(sums).ravel() - matrix.sum(axis=1))
     return matrix
 
 
-def _invert(lattice: Lattice, stencils: Array) -> Array:
+def _invert(lattice: Lattice, stencils: Array, sums: Array) -> Array:
     """Return the inverse of a small lattice's matrix, on all but the null space that pure Neumann conditions leave."""
-    matrix = _dense(lattice, stencils)
+    matrix = _dense(lattice, stencils, sums)
     if not np.isfinite(matrix).all():
         return np.full_like(matrix, np.nan)  # PETSc stops at NaN and says so
     scale = 1.0 / np.sqrt(np.maximum(np.diag(matrix), np.finfo(np.float32).tiny))
-    # What rounding leaves of a zero eigenvalue is a few times the unit of rounding.
-    least = 8.0 * float(np.finfo(lattice.kernels.dtype).eps)
+    # Thanks to the row sums a zero eigenvalue is one to far more than single precision, and an island's is kept.
+    least = 1e-11
     return scale[:, None] * np.linalg.pinv(scale[:, None] * matrix * scale, rcond=least, hermitian=True) * scale

@@ -51,8 +51,9 @@ static int half_offsets(Lattice g, int (*o)[3])
     return count;
 }
 
-/* r = b - A x; with b = NULL, r = A x. */
-void residual(Lattice g, const REAL *A, const REAL *restrict b, const REAL *restrict x, REAL *restrict r)
+/* r = b - A x; with b = NULL, r = A x. Not A's diagonal but its row sums enter, and differences of x: where strong
+   couplings meet weak ones, or x is smooth, rounding then does no harm. */
+void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *restrict b, const REAL *restrict x, REAL *restrict r)
 {
     const long n = array_size(g);
     long rows[4];
@@ -61,9 +62,10 @@ void residual(Lattice g, const REAL *A, const REAL *restrict b, const REAL *rest
     for (int k = 0; k < g.nz; ++k)
         for (int j = 0; j < g.ny; ++j) {
             const long p = place(g, k, j, 0);
-            const REAL *restrict d = A + p, *restrict e = A + n + p, *restrict u = x + p;
+            const REAL *restrict d = sums + p, *restrict e = A + n + p, *restrict u = x + p;
             REAL *restrict out = r + p;
-            for (int i = 0; i < nx; ++i) out[i] = d[i] * u[i] + e[i] * u[i + 1] + e[i - 1] * u[i - 1];
+            for (int i = 0; i < nx; ++i) 
+                out[i] = d[i] * u[i] + e[i] * (u[i + 1] - u[i]) + e[i - 1] * (u[i - 1] - u[i]);
             for (int m = 0; m < count; ++m) {
                 const REAL *restrict a = A + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
                 const REAL *restrict v = u + rows[m], *restrict w = u - rows[m];
@@ -71,12 +73,18 @@ void residual(Lattice g, const REAL *A, const REAL *restrict b, const REAL *rest
                 const int used = g.used >> (2 + 3 * m) & 7;
                 if (used == 7)
                     for (int i = 0; i < nx; ++i)
-                        out[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1] + a[i + 1 - s] * w[i + 1]
-                                  + c[i - s] * w[i] + f[i - 1 - s] * w[i - 1];
+                        out[i] += a[i] * (v[i - 1] - u[i]) + c[i] * (v[i] - u[i]) + f[i] * (v[i + 1] - u[i])
+                                  + a[i + 1 - s] * (w[i + 1] - u[i]) + c[i - s] * (w[i] - u[i])
+                                  + f[i - 1 - s] * (w[i - 1] - u[i]);
                 else {
-                    if (used & 1) for (int i = 0; i < nx; ++i) out[i] += a[i] * v[i - 1] + a[i + 1 - s] * w[i + 1];
-                    if (used & 2) for (int i = 0; i < nx; ++i) out[i] += c[i] * v[i] + c[i - s] * w[i];
-                    if (used & 4) for (int i = 0; i < nx; ++i) out[i] += f[i] * v[i + 1] + f[i - 1 - s] * w[i - 1];
+                    if (used & 1)
+                        for (int i = 0; i < nx; ++i)
+                            out[i] += a[i] * (v[i - 1] - u[i]) + a[i + 1 - s] * (w[i + 1] - u[i]);
+                    if (used & 2)
+                        for (int i = 0; i < nx; ++i) out[i] += c[i] * (v[i] - u[i]) + c[i - s] * (w[i] - u[i]);
+                    if (used & 4)
+                        for (int i = 0; i < nx; ++i)
+                            out[i] += f[i] * (v[i + 1] - u[i]) + f[i - 1 - s] * (w[i - 1] - u[i]);
                 }
             }
             if (b) {
@@ -144,9 +152,14 @@ void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const
         }
 }
 
-/* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that would leave the pattern,
-   `keep` times the modulus is added to the two diagonal entries: with 1 the factors exist for every positive definite
-   A (Ajiz and Jennings 1984), and M - A is positive semidefinite. Returns how many pivots had to be replaced. */
+/* What goes to two diagonal entries for the dropped entry -product between them: what is dropped of the other sign
+   would make M smaller than A for smooth vectors, and its modulus on the diagonal does not act on them. */
+static REAL lumped(REAL product, REAL keep) { return product > 0 ? keep * product : -product; }
+
+/* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that
+   would leave the pattern something goes to the two diagonal entries, see `lumped`: with keep = 1 its modulus, so that
+   the factors exist for every positive definite A (Ajiz and Jennings 1984), and M - A is positive semidefinite. Returns
+   how many pivots had to be replaced. */
 long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *U, REAL *inverse)
 {
     const long n = array_size(g);
@@ -185,15 +198,15 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
                     const REAL *restrict w = inverse + p - s[a];
                     REAL *restrict out = h < 0 ? taken : U + h * n + p;
                     if (h >= 0) for (int i = 0; i < nx; ++i) out[i] -= u[i] * v[i] * w[i];
-                    else for (int i = 0; i < nx; ++i) out[i] += FABS(u[i] * v[i]) * w[i];
+                    else for (int i = 0; i < nx; ++i) out[i] += lumped(u[i] * v[i], keep) * w[i];
                 }
                 if (h < 0) {
                     const REAL *restrict u = U + a * n + p - s[b], *restrict v = U + b * n + p - s[b];
                     const REAL *restrict w = inverse + p - s[b];
-                    for (int i = 0; i < nx; ++i) taken[i] += FABS(u[i] * v[i]) * w[i];
+                    for (int i = 0; i < nx; ++i) taken[i] += lumped(u[i] * v[i], keep) * w[i];
                 }
             }
-            for (int i = 0; i < nx; ++i) pivot[i] += keep * taken[i];
+            for (int i = 0; i < nx; ++i) pivot[i] += taken[i];
             /* What the left neighbour hands on, point after point. */
             for (int i = 0; i < nx; ++i) {
                 if (i) {
@@ -202,10 +215,10 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
                     pivot[i] -= u * share;
                     for (int t = 0; t < total && pairs[t][0] == 1; ++t) {
                         const REAL fill = share * U[pairs[t][1] * n + p + i - 1];
-                        if (pairs[t][2] < 0) dropped += FABS(fill);
+                        if (pairs[t][2] < 0) dropped += lumped(fill, keep);
                         else U[pairs[t][2] * n + p + i] -= fill;
                     }
-                    pivot[i] += keep * dropped;
+                    pivot[i] += dropped;
                 }
                 if (!(pivot[i] > (REAL)1e-3 * diagonal[p + i])) { pivot[i] = diagonal[p + i]; ++replaced; }
                 inverse[p + i] = 1 / pivot[i];
@@ -381,7 +394,7 @@ void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict 
    steps is taken `lengths[v]` times. */
 typedef struct {
     Lattice lattice;
-    const REAL *stencils, *factors, *inverse, *weights;
+    const REAL *stencils, *sums, *factors, *inverse, *weights;
     REAL *right, *solution, *rest, *half_way, *step, *before;
     int visits;
     const REAL *lengths;
@@ -391,7 +404,7 @@ typedef struct {
 static void smooth(const Level *l, int again)
 {
     if (again) {
-        residual(l->lattice, l->stencils, l->right, l->solution, l->rest);
+        residual(l->lattice, l->stencils, l->sums, l->right, l->solution, l->rest);
         solve_factors(l->lattice, l->factors, l->inverse, l->rest, l->half_way, l->step, l->solution);
     } else
         solve_factors(l->lattice, l->factors, l->inverse, l->right, l->half_way, l->solution, NULL);
@@ -423,7 +436,7 @@ void cycle(const Level *l, int count, const REAL *dense, int again)
         return;
     }
     smooth(l, again);
-    residual(g, l->stencils, l->right, l->solution, l->rest);
+    residual(g, l->stencils, l->sums, l->right, l->solution, l->rest);
     restrict_to(g, l[1].lattice, l->weights, l->rest, l[1].right);
     if (count == 2) cycle(l + 1, 1, dense, 0); /* exact */
     else for (int visit = 0; visit < l->visits; ++visit) {

@@ -26,7 +26,7 @@ _SOURCE = pathlib.Path(__file__).with_name("grid_kernels.c")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 _DECLARATIONS = """
 typedef struct { int nz, ny, nx, hz, used; } Lattice;
-void residual(Lattice g, const REAL *A, const REAL *b, const REAL *x, REAL *r);
+void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *b, const REAL *x, REAL *r);
 void solve_factors(Lattice g, const REAL *U, const REAL *inverse, const REAL *r, REAL *y, REAL *z, REAL *x);
 long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *U, REAL *inverse);
 void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W);
@@ -35,7 +35,7 @@ void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *r, REAL *
 void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *xc, REAL *x);
 typedef struct {
     Lattice lattice;
-    const REAL *stencils, *factors, *inverse, *weights;
+    const REAL *stencils, *sums, *factors, *inverse, *weights;
     REAL *right, *solution, *rest, *half_way, *step, *before;
     int visits;
     const REAL *lengths;

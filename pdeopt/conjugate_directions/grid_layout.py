@@ -70,18 +70,19 @@ class GridLayout:
                 raise InputError(
                     f"grid: {len(coordinates)} coordinates for {last - first} rows; give one place for each owned row"
                 )
-        index = self._locate(coordinates)
+        layer, position = self._locate(coordinates)
         self.starts, self.depth = _cut(self.shape[0], self.comm.size)
         rank = self.comm.rank
         self.lattice = Lattice((int(self.starts[rank + 1] - self.starts[rank]), *self.shape[1:]), kernels)
-        self._vector = _Plan(self.comm, *self._places(index))
+        owner = np.searchsorted(self.starts[1:], layer, side="right")
+        self._vector = _Plan(self.comm, owner, position - self.starts[owner] * self._layer)
         with collective_errors(self.comm):
             if self._vector.places.size != np.unique(self._vector.places).size:
                 raise InputError("grid: two unknowns lie at one place; use the algebraic body for blocks of unknowns")
-        self._plan_entries(matrix, index)
+        self._plan_entries(matrix, owner, position)
 
-    def _locate(self, coordinates: npt.NDArray[np.float64]) -> Integers:
-        """Return the lattice index of each owned unknown, slowest direction first."""
+    def _locate(self, coordinates: npt.NDArray[np.float64]) -> tuple[Integers, Integers]:
+        """Return the layer of each owned unknown, and its place in an array of the whole lattice with a frame."""
         found = []
         for values in coordinates.T[::-1]:
             axis = self._axis(values)
@@ -94,73 +95,85 @@ class GridLayout:
                 f"grid: {unknowns} unknowns lie on {' x '.join(map(str, self.shape))} different coordinates, which is "
                 "no filled lattice of two or three directions; use the algebraic body"
             )
-        return np.stack([index for _, index in found], axis=1)
+        self._layer = math.prod(count + 2 for count in self.shape[1:])
+        place = np.zeros(len(coordinates), dtype=np.int64)
+        for count, index in found:
+            place = place * (count + 2) + index + 1
+        return found[0][1], place
 
     def _axis(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the different values of one coordinate on all ranks, in order."""
-        everywhere = np.sort(np.concatenate(self.comm.allgather(np.unique(values.round(12)))))
+        everywhere = np.sort(np.concatenate(self.comm.allgather(np.unique(values))))
         if everywhere.size == 0:
             return everywhere
         new = np.diff(everywhere, prepend=-np.inf) > _TOLERANCE * (everywhere[-1] - everywhere[0])
         return everywhere[new]
 
-    def _places(self, index: Integers) -> tuple[Integers, Integers]:
-        """Return the rank that has each lattice point, and its place in an array of that rank's slab."""
-        owner = np.searchsorted(self.starts, index[:, 0], side="right") - 1
-        place = index[:, 0] - self.starts[owner] + 1
-        for axis, count in enumerate(self.shape[1:], start=1):
-            place = place * (count + 2) + index[:, axis] + 1
-        return owner, place
-
-    def _plan_entries(self, matrix: PETSc.Mat, index: Integers) -> None:
+    def _plan_entries(self, matrix: PETSc.Mat, owner: Integers, position: Integers) -> None:
         """Find the place of each entry of the positive half."""
         indptr, columns, _ = matrix.getValuesCSR()
-        rows = np.repeat(np.arange(len(index)), np.diff(indptr))
-        step = self._remote(matrix, index, columns) - index[rows]
+        rows = np.repeat(np.arange(len(position), dtype=np.int32), np.diff(indptr))
+        step = self._remote(matrix, position, columns) - position[rows]
+        # The frame keeps steps to neighbours apart from all others.
+        shifts = [np.dot(offset, self._strides()) for offset in self.lattice.halves]
+        half = np.full(max(shifts) + 1, -1, dtype=np.int64)
+        half[shifts] = np.arange(len(shifts))
+        kept = np.flatnonzero(step >= 0)
+        found = half[np.minimum(step[kept], half.size - 1)]
+        found[step[kept] >= half.size] = -1
         with collective_errors(self.comm):
-            far = np.flatnonzero(np.abs(step).max(axis=1, initial=0) > 1)
+            far = kept[found < 0]
             if far.size:
                 raise InputError(
                     f"grid: row {matrix.getOwnershipRange()[0] + rows[far[0]]} couples with column {columns[far[0]]}, "
-                    f"{np.abs(step[far[0]]).max()} lattice steps away; only linear elements couple nearest neighbours: "
-                    "use the algebraic body"
+                    "more than one lattice step away; only linear elements couple nearest neighbours: use the "
+                    "algebraic body"
                 )
-        half = np.zeros(len(step), dtype=np.int64)
-        for axis in range(step.shape[1]):
-            half = half * 3 + step[:, axis]
-        kept = np.flatnonzero(half >= 0)
-        owner, place = self._places(index[rows[kept]])
-        # A slab's arrays are as large as the slab: the owner knows how far apart its stencils' arrays lie.
-        sizes = np.array([math.prod((n + 2, *(m + 2 for m in self.shape[1:]))) for n in np.diff(self.starts)])
-        bits = self.comm.allreduce(sum(1 << int(h) for h in np.unique(half[kept])), op=MPI.BOR)
+        bits = self.comm.allreduce(sum(1 << int(h) for h in np.flatnonzero(np.bincount(found))), op=MPI.BOR)
         self.lattice = dataclasses.replace(self.lattice, used=bits)
-        self._entries = _Plan(self.comm, owner, half[kept] * sizes[owner] + place, kept)
+        # A slab's arrays are as large as the slab: this is how far apart they lie at the owner.
+        sizes = (np.diff(self.starts) + 2) * self._layer
+        owner = owner[rows[kept]]
+        place = position[rows[kept]] - self.starts[owner] * self._layer + found * sizes[owner]
+        self._entries = _Plan(self.comm, owner, place, kept)
         self._empty = np.ones(self.lattice.padded, dtype=bool)
         self._empty.ravel()[self._vector.places] = False
 
-    def _remote(self, matrix: PETSc.Mat, index: Integers, columns: Integers) -> Integers:
-        """Return the lattice index of each column, also of those that other ranks own."""
+    def _strides(self) -> list[int]:
+        """Return the steps between neighbours in an array with a frame, slowest direction first."""
+        return [math.prod(count + 2 for count in self.shape[axis:]) for axis in range(1, len(self.shape) + 1)]
+
+    def _remote(self, matrix: PETSc.Mat, position: Integers, columns: Integers) -> Integers:
+        """Return the place of each column, also of those that other ranks own."""
         if self.comm.size == 1:
-            return index[columns]
+            return position[columns]
         wanted, inverse = np.unique(columns, return_inverse=True)
         numbered = matrix.createVecRight()
-        numbered.array_w[:] = np.ravel_multi_index(tuple(index.T), self.shape)
+        numbered.array_w[:] = position
         here = PETSc.Vec().createSeq(wanted.size)
         rows = PETSc.IS().createGeneral(wanted.astype(PETSc.IntType), comm=PETSc.COMM_SELF)
         scatter = PETSc.Scatter().create(numbered, rows, here, None)
         scatter.scatter(numbered, here)
-        found = here.array_r.astype(np.int64)
+        found = here.array_r.astype(np.int64)[inverse]
         for thing in (scatter, rows, here, numbered):
             thing.destroy()
-        return np.stack(np.unravel_index(found, self.shape), axis=1)[inverse]
+        return found
 
-    def stencils(self, matrix: PETSc.Mat) -> Array:
-        """Return the matrix's stencils on this rank's slab, shape (5 or 14, padded shape). Collective: yes."""
-        stencils = self.lattice.stencils(len(self.lattice.halves))
-        self._entries.forward(self.lattice.kernels, matrix.getValuesCSR()[2], stencils)
-        centre = self.lattice.inner(stencils[0])
-        centre[self.lattice.inner(self._empty)] = 1.0
-        return stencils
+    def stencils(self, matrix: PETSc.Mat) -> tuple[Array, Array]:
+        """Return the matrix's stencils and row sums on this rank's slab.
+
+        The stencils have the shape (5 or 14, padded shape), the sums the padded shape: from couplings and sums the
+        operator is known more precisely than from couplings and the diagonal.
+
+        Collective: yes.
+        """
+        stencils, sums = self.lattice.stencils(len(self.lattice.halves)), self.lattice.values()
+        indptr, _, values = matrix.getValuesCSR()
+        self._entries.forward(self.lattice.kernels, values, stencils)
+        self._vector.forward(self.lattice.kernels, np.add.reduceat(values, indptr[:-1]), sums)
+        for array in (stencils[0], sums):
+            self.lattice.inner(array)[self.lattice.inner(self._empty)] = 1.0
+        return stencils, sums
 
     def to_lattice(self, values: npt.NDArray[np.float64], out: Array) -> None:
         """Copy the owned entries of a vector to this rank's slab. Collective: yes."""

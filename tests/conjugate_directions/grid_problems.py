@@ -17,9 +17,9 @@ CELLS = {
 
 
 class Diffusion:
-    """-div(K grad u) = f, u = 0 on the boundary if held; K is lognormal, or of one strong direction."""
+    """-div(K grad u) = f, u = 0 on the boundary if held; K is lognormal, or has one strong direction or islands."""
 
-    def __init__(self, cell, counts, strong=None, degree=1, held=True):
+    def __init__(self, cell, counts, strong=None, degree=1, held=True, jump=None):
         comm, kind = MPI.COMM_WORLD, CELLS[cell]
         if len(counts) == 2:
             self.mesh = dolfinx.mesh.create_rectangle(comm, [[0.0, 0.0], [2.0, 1.0]], counts, kind)
@@ -28,7 +28,11 @@ class Diffusion:
         self.space = dolfinx.fem.functionspace(self.mesh, ("Lagrange", degree))
         u, v = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
         x = ufl.SpatialCoordinate(self.mesh)
-        if strong is None:
+        if jump is not None:  # islands, a quarter of the domain
+            blocks = dolfinx.fem.Function(dolfinx.fem.functionspace(self.mesh, ("DG", 0)))
+            blocks.interpolate(lambda x: np.where((6.0 * x[0] % 2.0 < 1.0) & (6.0 * x[1] % 2.0 < 1.0), jump, 1.0))
+            tensor = blocks * ufl.Identity(len(counts))
+        elif strong is None:
             tensor = ufl.exp(2.0 * ufl.sin(7.0 * x[0]) * ufl.cos(9.0 * x[1])) * ufl.Identity(len(counts))
         else:
             one = np.array(strong) / np.linalg.norm(strong)
