@@ -19,7 +19,7 @@ from pdeopt.conjugate_directions._packages import require_package
 from pdeopt.parallel import collective_errors
 from pdeopt.report import InputError
 
-__all__ = ["Constants", "Level", "build_hierarchy", "choose_constants"]
+__all__ = ["Constants", "Level", "LocalRows", "build_hierarchy", "choose_constants"]
 
 type Array = npt.NDArray[np.float64]
 type Flags = npt.NDArray[np.bool_]
@@ -93,7 +93,7 @@ class Level:
     interpolation: PETSc.Mat | None
 
 
-def choose_constants(matrix: PETSc.Mat) -> tuple[str, Constants]:
+def choose_constants(matrix: PETSc.Mat, rows: "LocalRows") -> tuple[str, Constants]:
     """Return the class of a matrix, and the constants of that class. Collective: yes.
 
     Classes: more than one unknown a node; anisotropic, told from large positive off-diagonal values, which linear
@@ -101,17 +101,17 @@ def choose_constants(matrix: PETSc.Mat) -> tuple[str, Constants]:
     """
     if matrix.getBlockSize() > 1:
         return "several unknowns a node", _SEVERAL
-    block = _Rows(matrix).local
-    off = block.data[block.indices != _row_numbers(block)]
-    sums = np.array([off[off > 0.0].sum(), np.abs(off).sum(), block.nnz, block.shape[0]])
-    positive, total, entries, rows = matrix.getComm().tompi4py().allreduce(sums)
+    values, diagonal = rows.local.data, rows.diagonal.sum()
+    positive = values.sum(where=values > 0.0) - diagonal
+    sums = np.array([positive, np.abs(values).sum() - diagonal, values.size, rows.diagonal.size])
+    positive, total, entries, count = matrix.getComm().tompi4py().allreduce(sums)
     for limit, share, constants in _ANISOTROPIC:
-        if entries <= limit * rows:
+        if entries <= limit * count:
             return ("anisotropic", constants) if positive > share * total else ("isotropic", _ISOTROPIC)
     return "isotropic", _ISOTROPIC
 
 
-def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
+def build_hierarchy(matrix: PETSc.Mat, constants: Constants, rows: "LocalRows") -> list[Level]:
     """Coarsen until the rest is small enough to be factorised.
 
     Parameters
@@ -121,6 +121,8 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
         exactly, else the constants in each component are.
     constants
         How.
+    rows
+        Of the matrix.
 
     Returns
     -------
@@ -138,7 +140,7 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
     near, block_size = _near_nullspace(matrix), matrix.getBlockSize()
     levels: list[Level] = []
     while matrix.getSize()[0] > constants.coarse_size and len(levels) < _MAX_LEVELS:
-        rows = _Rows(matrix)
+        rows = rows if not levels else LocalRows(matrix)
         with collective_errors(comm):
             bad = np.flatnonzero(~((rows.diagonal > 0.0) & np.isfinite(rows.diagonal)))
             if bad.size:
@@ -166,8 +168,25 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
 # --- one level --------------------------------------------------------------------------------------------------------
 
 
-class _Rows:
-    """The rows of this rank: the square block of its own columns, and which rows have entries beyond it."""
+class LocalRows:
+    """The rows of this rank: the square block of its own columns, and which rows have entries beyond it.
+
+    Parameters
+    ----------
+    matrix
+        Of type aij.
+
+    Attributes
+    ----------
+    local
+        The block, as scipy's csr_matrix, shape (owned, owned).
+    diagonal
+        Its diagonal, shape (owned,).
+    coupled
+        Which rows are coupled to rows of other ranks, shape (owned,).
+
+    Collective: no.
+    """
 
     def __init__(self, matrix: PETSc.Mat) -> None:
         sparse = require_package("scipy.sparse")
@@ -191,7 +210,7 @@ def _kept(matrix: Any, keep: Flags) -> Any:
     return type(matrix)((matrix.data[keep], matrix.indices[keep], start), shape=matrix.shape)
 
 
-def _strong_couplings(rows: _Rows, block_size: int, constants: Constants) -> Any:
+def _strong_couplings(rows: LocalRows, block_size: int, constants: Constants) -> Any:
     """Return the local matrix, one row a node, of the strong couplings and the diagonal."""
     matrix = rows.local
     if block_size > 1:
@@ -277,7 +296,7 @@ def _largest_eigenvalue(matrix: Any, diagonal: Array) -> float:
     return float(np.linalg.eigvalsh(np.diag(alphas) + np.diag(off, 1) + np.diag(off, -1))[-1])
 
 
-def _smooth(rows: _Rows, tentative: Any, strong: Any, constants: Constants, comm: MPI.Comm, scalar: bool) -> Any:
+def _smooth(rows: LocalRows, tentative: Any, strong: Any, constants: Constants, comm: MPI.Comm, scalar: bool) -> Any:
     """Return the interpolation, smoothed where a row has all its couplings on this rank."""
     estimate = _largest_eigenvalue(rows.local, rows.diagonal) if rows.diagonal.size else 0.0
     largest = comm.allreduce(estimate, MPI.MAX)
