@@ -72,7 +72,7 @@ class Outcome:
     def row(self) -> Row:
         """Return the columns of a table. Collective: no."""
         if self.failed:
-            return {"arm": self.arm, "failed": self.failed}
+            return {"arm": self.arm, "note": self.failed}
         return {
             "arm": self.arm,
             "set-up [s]": self.setup,

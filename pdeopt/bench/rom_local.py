@@ -40,8 +40,8 @@ def measure(study: Study, quick: bool) -> None:
     for family in families(study.comm, study.settings.seed, quick):
         say(study.comm, f"  {family.name}")
         errors = _compare(study, family, quick, mixed=False)
-        oracle.append(errors[_OURS][0] / errors[_ORACLE][0])
-        normalised.append(errors[_OURS][0] / errors[_RIVAL][0])
+        oracle.append(float(errors[_OURS][0] / errors[_ORACLE][0]))
+        normalised.append(float(errors[_OURS][0] / errors[_RIVAL][0]))
         if family.odd:
             errors = _compare(study, family, quick, mixed=True)
             ratios = errors[_OURS] / errors[_RIVAL]

@@ -11,7 +11,10 @@ _PUBLIC_NAMES: dict[str, str] = {
     "DirectionSettings": "pdeopt.conjugate_directions.petsc",
     "GridMultigrid": "pdeopt.conjugate_directions.grid_body",
     "MultigridSettings": "pdeopt.conjugate_directions.neural_multigrid",
+    "NetworkProposal": "pdeopt.conjugate_directions.published",
     "NeuralMultigrid": "pdeopt.conjugate_directions.neural_multigrid",
+    "PublishedNetwork": "pdeopt.conjugate_directions.published",
+    "train_published": "pdeopt.conjugate_directions.published",
 }
 
 __all__ = list(_PUBLIC_NAMES)

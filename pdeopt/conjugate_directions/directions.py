@@ -76,8 +76,8 @@ class Directions:
         if self._curvatures:
             kept = self._pairs[: len(self._curvatures)]
             products = direction.mDot([w for _, w in kept])
-            shares = [-float(product) / c for product, c in zip(products, self._curvatures, strict=True)]
-            direction.maxpy(shares, [p for p, _ in kept])
+            shares = [float(product) / c for product, c in zip(products, self._curvatures, strict=True)]
+            direction.maxpy([-share for share in shares], [p for p, _ in kept])
             removed = sum(share**2 * c for share, c in zip(shares, self._curvatures, strict=True))
         A.mult(direction, image)
         curvature, slope = (float(value) for value in direction.mDot([image, residual]))

@@ -182,9 +182,7 @@ class GridCycle:
             gathered = slabs.gather(stencils, axis=1)
             self._whole = GridCycle(slabs.whole(lattice), gathered, alone, 0, settings)
             return
-        # Singular for pure Neumann conditions.
-        inverse = np.linalg.pinv(_dense(lattice, stencils), rcond=1e-10, hermitian=True)
-        self._inverse = kernels.pointer(np.ascontiguousarray(inverse, dtype=kernels.dtype))
+        self._inverse = kernels.pointer(np.ascontiguousarray(_invert(lattice, stencils), dtype=kernels.dtype))
         last = {"lattice": lattice.c, "right": kernels.pointer(right), "solution": kernels.pointer(solution)}
         self._described = [*(level.structure() for level in self._levels), last]  # owns the pointers
         self._structures = kernels.new("Level[]", self._described)
@@ -228,3 +226,14 @@ def _dense(lattice: Lattice, stencils: Array) -> Array:
         entries = lattice.inner(values).ravel()[inside]
         matrix[rows[inside], columns[inside]] = matrix[columns[inside], rows[inside]] = entries
     return matrix
+
+
+def _invert(lattice: Lattice, stencils: Array) -> Array:
+    """Return the inverse of a small lattice's matrix, on all but the null space that pure Neumann conditions leave."""
+    matrix = _dense(lattice, stencils)
+    if not np.isfinite(matrix).all():
+        return np.full_like(matrix, np.nan)  # PETSc stops at NaN and says so
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(matrix), np.finfo(np.float32).tiny))
+    # What rounding leaves of a zero eigenvalue is a few times the unit of rounding.
+    least = 8.0 * float(np.finfo(lattice.kernels.dtype).eps)
+    return scale[:, None] * np.linalg.pinv(scale[:, None] * matrix * scale, rcond=least, hermitian=True) * scale

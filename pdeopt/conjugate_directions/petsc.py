@@ -10,6 +10,7 @@ from petsc4py import PETSc
 from pdeopt.conjugate_directions.directions import Directions
 from pdeopt.conjugate_directions.fallback import Fallback
 from pdeopt.conjugate_directions.progress import Progress
+from pdeopt.conjugate_directions.recycling import RecycledSpace
 from pdeopt.fem.settings import read_settings
 from pdeopt.report import KSP_ADVICE, InputError, OptionError, SolveReport
 
@@ -38,12 +39,13 @@ class DirectionSettings:
     """
 
     truncate: int = 2
+    recycle: int = 0
     true_residual: int = 0
     window: int = 100
     price: float = 1000.0
 
     def __post_init__(self) -> None:
-        for name, least in (("truncate", 0), ("true_residual", 0), ("window", 1), ("price", 0.0)):
+        for name, least in (("truncate", 0), ("recycle", 0), ("true_residual", 0), ("window", 1), ("price", 0.0)):
             if not getattr(self, name) >= least:
                 raise InputError(f"{name} is {getattr(self, name)}: it has to be {least} or more")
 
@@ -84,6 +86,10 @@ class DeepConjugateDirections:
     ------------------------------------
     ``-ksp_dcd_truncate`` : 2
         Former directions to which a new one is made A-orthogonal.
+    ``-ksp_dcd_recycle`` : 0
+        Slow directions that are kept for the next solve, whose matrix may be another one, and deflated there. They cost
+        two products with a dense matrix in each iteration, and one with A each when it changes: they pay where
+        proposals are dear, or a few slow modes stand apart, as with high contrast (there 10 to 20).
     ``-ksp_dcd_true_residual`` : 0
         The residual is computed anew, b - A x, every so many iterations, as published in each one (1), for a product
         with the matrix each; 0: only where convergence is claimed.
@@ -126,6 +132,7 @@ class DeepConjugateDirections:
         self.fallbacks: dict[str, int] = {}
         self.seconds = {"proposals": 0.0, "fallback": 0.0, "solve": 0.0}
         self._directions: Directions | None = None
+        self._space: RecycledSpace | None = None
         self._vectors: list[PETSc.Vec] = []  # right-hand side, residual, normalised residual, correction
         self._fallback: Fallback | None = None
         self._classical = math.nan  # seconds of the last classical solve
@@ -202,6 +209,7 @@ class DeepConjugateDirections:
                 "classical iterations, last solve": self._classical_iterations,
                 "fallbacks": "; ".join(f"{count} x {why}" for why, count in self.fallbacks.items()) or "none",
                 "not solved": self.unsolved,
+                **({} if self._space is None else {"recycled, renewed": f"{self._space.rank}, {self._space.renewals}"}),
             },
             advice=self._advice,
         )
@@ -213,6 +221,7 @@ class DeepConjugateDirections:
         if not self._vectors:
             self._vectors = [b.duplicate() for _ in range(4)]
             self._directions = Directions(b, self.settings.truncate)
+            self._space = RecycledSpace(self.settings.recycle, b) if self.settings.recycle else None
         rhs, residual = self._vectors[:2]
         b.copy(rhs)
         null: PETSc.NullSpace | None = A.getNullSpace()
@@ -236,6 +245,8 @@ class DeepConjugateDirections:
         reason = self._judge(task, norm)
         if reason == 0:
             reason, fault, definite = self._propose(task, norm)
+            if reason > 0 and self._space is not None:
+                self._space.finish(P, self._iterations)
             if fault:
                 self.fallbacks[fault] = self.fallbacks.get(fault, 0) + 1
                 self._why = f"classical solver: {fault}"
@@ -251,12 +262,16 @@ class DeepConjugateDirections:
         """Let PETSc's monitors and convergence test see the norm of the residual. Collective: yes."""
         ksp = task.ksp
         ksp.setIterationNumber(self._iterations)
+        if not math.isfinite(norm):
+            norm = math.inf
         ksp.setResidualNorm(norm)
         ksp.logConvergenceHistory(norm)
         ksp.monitor(self._iterations, norm)
         return self._test(ksp, norm)
 
     def _test(self, ksp: PETSc.KSP, norm: float) -> int:
+        if not math.isfinite(norm):  # PETSc takes no other number for a norm
+            return int(Reason.DIVERGED_NANORINF)
         reason = int(ksp.callConvergenceTest(self._iterations, norm))
         if reason == 0 and self._iterations >= ksp.getTolerances()[3]:
             return int(Reason.DIVERGED_MAX_IT)
@@ -269,6 +284,9 @@ class DeepConjugateDirections:
         pc, every = task.ksp.getPC(), self.settings.true_residual
         progress: Progress | None = None
         directions.forget()
+        if self._space is not None:
+            self._space.prepare(task.A, task.x, residual)
+            norm = float(residual.norm())
         while True:
             residual.copy(unit)
             unit.scale(1.0 / norm)
@@ -280,6 +298,8 @@ class DeepConjugateDirections:
             self.proposals += 1
             if task.null is not None:
                 task.null.remove(proposal)
+            if self._space is not None:
+                self._space.deflate(proposal)
             search = directions.search(task.A, residual)
             if progress is None:
                 progress = self._watch(task, norm, proposed)
@@ -287,6 +307,8 @@ class DeepConjugateDirections:
                 return self._explain(search.fault, proposal)
             step = search.step
             direction, image = directions.new
+            if self._space is not None:
+                self._space.note(direction, search.curvature)
             task.x.axpy(step, direction)
             anew = every > 0 and (self._iterations + 1) % every == 0
             if anew:
@@ -413,3 +435,6 @@ class DeepConjugateDirections:
         if self._directions is not None:
             self._directions.release()
             self._directions = None
+        if self._space is not None:
+            self._space.release()
+            self._space = None

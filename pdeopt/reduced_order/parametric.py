@@ -24,7 +24,7 @@ from pdeopt.reduced_order.subspaces import Items
 from pdeopt.report import InputError
 
 _WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0)  # of the scaled parameters, in coordinates
-_CERTAIN = 2.0  # standard errors of the mean change
+_CERTAIN = 2.0  # standard errors by which the mean error must fall
 _ROUNDS = 2  # of the search over all parameters; it ends when nothing changes
 _STARTS = 10  # of k-means for each choice of weights
 
@@ -95,15 +95,17 @@ def _cluster(
     points = (parameters - parameters.mean(axis=0))[:, varying]
     kernels = [np.outer(column, column) for column in points.T] + [angles]
     kernels = [products / float(np.mean(np.diag(products)) - np.mean(products)) for products in kernels]
-    search = _Search(kernels, Items(gram, groups, modes), count, modes, seed)
+    search = _Search(kernels, Items(gram, groups, modes), count, modes, seed, trajectories=trajectories is not None)
     return number_clusters(search.labels(), distances(angles))
 
 
 class _Search:
     """Looks for the weights of kernels whose clusters have the least errors of held-out items."""
 
-    def __init__(self, kernels: list[Array], items: Items, count: int, modes: int, seed: int) -> None:
-        self._kernels, self._items = np.array(kernels), items
+    def __init__(
+        self, kernels: list[Array], items: Items, count: int, modes: int, seed: int, *, trajectories: bool
+    ) -> None:
+        self._kernels, self._items, self._trajectories = np.array(kernels), items, trajectories
         self._count, self._modes, self._seed = count, modes, seed
         self._known: dict[tuple[float, ...], tuple[Array, Indices]] = {}
 
@@ -111,12 +113,15 @@ class _Search:
         """Return the clusters of the weights that were found.
 
         Those of the parameters are searched first, from each of them alone and from all of them alike; then those of
-        all kernels, from there or from the angles alone: from the angles on, no small change finds the parameters.
+        all kernels, from there if that is better than the angles alone: from these on, no small change finds the
+        parameters. The angle between two trajectories, of many snapshots each, tells more than that between two
+        snapshots, and there are fewer of them to judge by: there the parameters must be better for certain.
         """
         *alone, weights = np.eye(len(self._kernels))
         if alone:
             found = self._search(self._best([*alone, np.sum(alone, axis=0)]), range(len(alone)))
-            weights = self._search(self._best([found, weights]), range(len(self._kernels)))
+            start = self._better(found, weights) if self._trajectories else self._best([found, weights])
+            weights = self._search(start, range(len(self._kernels)))
         return self._errors(weights)[1]
 
     def _search(self, weights: Array, indices: range) -> Array:

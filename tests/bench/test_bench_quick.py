@@ -19,6 +19,7 @@ from pdeopt.bench import (
     layer_tolerance,
     layer_training,
     layers,
+    linear_rivals,
     optimise,
     optimise_randomised,
     optimise_small,
@@ -69,6 +70,7 @@ PARTS = {
     "laws with internal variables": (rom_materials.measure, {"3a.seconds"}),
     "models with a history": (rom_history.measure, {"3c", "3d-least-in", "5a", "5b", "5c", "5f", "5g"}),
     "reduced gradients": (rom_gradient.measure, set()),
+    "classical linear solvers": (linear_rivals.measure, set()),
 }
 
 

@@ -102,6 +102,17 @@ def test_meshes_by_gmsh_have_about_the_vertices_and_the_measure_asked_for(name):
     np.testing.assert_allclose([mesh.geometry.x.min(), mesh.geometry.x.max()], [0.0, 1.0], atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["perforated plate, inclusions", "perforated plate, inclusions, elasticity"])
+def test_rounding_leaves_room_below_the_residual_that_is_asked_for(name):
+    """For noise, rounding in A x grows like the root of the unknowns: at 4e5 it must be below 1e-8 of b."""
+    case = small_case(name)
+    A, b = dense(case.A), np.array(case.b.array_r)
+    x = np.linalg.solve(A, b)
+    rounding = np.finfo(float).eps / 2.0 * np.linalg.norm(np.abs(A) @ np.abs(x)) / np.linalg.norm(b)
+    assert rounding * np.sqrt(4e5 / len(b)) < 5e-9
+    case.destroy()
+
+
 def test_unknown_domains_and_sizes_are_refused():
     with pytest.raises(InputError, match="there is no domain 'disc': choose one of square"):
         domain_mesh("disc", 8, COMM)

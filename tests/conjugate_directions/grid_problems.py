@@ -17,9 +17,9 @@ CELLS = {
 
 
 class Diffusion:
-    """-div(K grad u) = f, u = 0 on the boundary; K is lognormal, or of one strong direction."""
+    """-div(K grad u) = f, u = 0 on the boundary if held; K is lognormal, or of one strong direction."""
 
-    def __init__(self, cell, counts, strong=None, degree=1):
+    def __init__(self, cell, counts, strong=None, degree=1, held=True):
         comm, kind = MPI.COMM_WORLD, CELLS[cell]
         if len(counts) == 2:
             self.mesh = dolfinx.mesh.create_rectangle(comm, [[0.0, 0.0], [2.0, 1.0]], counts, kind)
@@ -39,7 +39,7 @@ class Diffusion:
         dofs = dolfinx.fem.locate_dofs_topological(self.space, len(counts) - 1, facets)
         self.condition = dolfinx.fem.dirichletbc(PETSc.ScalarType(0), dofs, self.space)
         form = dolfinx.fem.form(ufl.inner(tensor * ufl.grad(u), ufl.grad(v)) * dx)
-        self.matrix = dolfinx.fem.petsc.assemble_matrix(form, bcs=[self.condition])
+        self.matrix = dolfinx.fem.petsc.assemble_matrix(form, bcs=[self.condition] if held else [])
         self.matrix.assemble()
         owned = self.space.dofmap.index_map.size_local
         self.places = self.space.tabulate_dof_coordinates()[:owned]

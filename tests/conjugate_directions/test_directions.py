@@ -56,22 +56,20 @@ class Diffusion:
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("pc", ["jacobi", "bjacobi", "gamg"])
-def test_a_linear_definite_proposal_gives_flexible_conjugate_gradients(pc):
-    case = Diffusion()
+@pytest.mark.parametrize(("pc", "depth", "every"), [("jacobi", 2, 1), ("bjacobi", 5, 0), ("gamg", 1, 0)])
+def test_a_linear_definite_proposal_gives_flexible_conjugate_gradients(pc, depth, every):
+    case = Diffusion(cells=16)
     fcg = {"ksp_type": "fcg", "ksp_fcg_truncation_type": "standard", "ksp_norm_type": "unpreconditioned"}
-    for depth in (1, 2, 5):
-        expected, x, _ = case.solve(**fcg, ksp_fcg_mmax=depth, ksp_rtol=1e-9, pc_type=pc, sub_pc_type="icc")
-        for every in (0, 1):
-            found, y, residual = case.solve(
-                **TYPE, ksp_dcd_truncate=depth, ksp_dcd_true_residual=every, ksp_dcd_price=0, pc_type=pc,
-                sub_pc_type="icc",
-            )  # fmt: skip
-            assert found.getConvergedReason() == expected.getConvergedReason() == 2
-            assert residual <= 1e-9
-            assert (y - x).norm() <= 1e-10 * x.norm()
-            history = expected.getConvergenceHistory()
-            np.testing.assert_allclose(found.getConvergenceHistory(), history, rtol=1e-6, atol=1e-10 * history[0])
+    expected, x, _ = case.solve(**fcg, ksp_fcg_mmax=depth, ksp_rtol=1e-9, pc_type=pc, sub_pc_type="icc")
+    found, y, residual = case.solve(
+        **TYPE, ksp_dcd_truncate=depth, ksp_dcd_true_residual=every, ksp_dcd_price=0, pc_type=pc,
+        sub_pc_type="icc",
+    )  # fmt: skip
+    assert found.getConvergedReason() == expected.getConvergedReason() == 2
+    assert residual <= 1e-9
+    assert (y - x).norm() <= 1e-10 * x.norm()
+    history = expected.getConvergenceHistory()
+    np.testing.assert_allclose(found.getConvergenceHistory(), history, rtol=1e-6, atol=1e-10 * history[0])
 
 
 class Proposal:
@@ -107,7 +105,7 @@ def constant(y):
     y.set(1.0)
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 2])
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -1,6 +1,7 @@
 """Multigrid on lattices: the matrix's own action, exact Galerkin stencils, symmetry, and steps that do not grow."""
 
 from mpi4py import MPI
+from petsc4py import PETSc
 
 import numpy as np
 import pytest
@@ -155,6 +156,21 @@ def test_solves_in_single_precision_to_1e8_and_takes_new_values():
     again, residual = solve(problem.matrix, problem.right, body)
     assert residual < 1e-8
     assert abs(again - iterations) <= 1
+
+
+@pytest.mark.parallel([1, 2])
+def test_pure_neumann_conditions_are_solved_and_a_nan_is_said():
+    problem = Diffusion("quadrilateral", (40, 30), held=False)
+    constant = PETSc.NullSpace().create(constant=True, comm=MPI.COMM_WORLD)
+    problem.matrix.setNullSpace(constant)
+    constant.remove(problem.right)
+    body = GridMultigrid(problem.matrix, problem.places)
+    iterations, residual = solve(problem.matrix, problem.right, body)
+    assert residual < 1e-8
+    assert iterations <= 15
+    problem.matrix.scale(np.nan)
+    body.update(problem.matrix)
+    assert not solve(problem.matrix, problem.right, body)[1] < 1.0
 
 
 @pytest.mark.parallel([1, 2])
