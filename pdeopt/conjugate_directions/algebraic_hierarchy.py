@@ -37,7 +37,7 @@ class Constants:
     Parameters
     ----------
     strength
-        "symmetric": a_ij is strong if abs(a_ij) > threshold sqrt(a_ii a_jj). "evolution": it is strong if a pulse at i
+        "symmetric": a_ij is strong if abs(a_ij) >= threshold sqrt(a_ii a_jj). "evolution": it is strong if a pulse at i
         reaches j within two Jacobi steps almost undamped, up to the threshold times the least damping in its row; only
         for one unknown a node.
     threshold
@@ -102,8 +102,8 @@ def choose_constants(matrix: PETSc.Mat, rows: "LocalRows") -> tuple[str, Constan
     if matrix.getBlockSize() > 1:
         return "several unknowns a node", _SEVERAL
     values, diagonal = rows.local.data, rows.diagonal.sum()
-    positive = values.sum(where=values > 0.0) - diagonal
-    sums = np.array([positive, np.abs(values).sum() - diagonal, values.size, rows.diagonal.size])
+    sizes = np.abs(values).sum()
+    sums = np.array([(values.sum() + sizes) / 2.0 - diagonal, sizes - diagonal, values.size, rows.diagonal.size])
     positive, total, entries, count = matrix.getComm().tompi4py().allreduce(sums)
     for limit, share, constants in _ANISOTROPIC:
         if entries <= limit * count:
@@ -218,16 +218,20 @@ def _strong_couplings(rows: LocalRows, block_size: int, constants: Constants) ->
         norms = np.sqrt(np.einsum("kij,kij->k", blocks.data, blocks.data))
         count = matrix.shape[0] // block_size
         matrix = type(matrix)((norms, blocks.indices, blocks.indptr), shape=(count, count))
-    row = _row_numbers(matrix)
-    on_diagonal = row == matrix.indices
     if constants.strength == "evolution" and block_size == 1:
+        row = _row_numbers(matrix)
+        on_diagonal = row == matrix.indices
         keep = _evolves(matrix, row, on_diagonal, rows.diagonal, constants.threshold)
         strong = _kept(matrix, keep | on_diagonal)
         return (abs(strong) + abs(strong).T).tocsr()
     if constants.threshold == 0.0:
         return matrix
-    scale = 1.0 / np.sqrt(matrix.diagonal())
-    return _kept(matrix, (np.abs(matrix.data) * scale[row] * scale[matrix.indices] > constants.threshold) | on_diagonal)
+    start, indices, values = (np.empty_like(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+    core = require_package("pyamg.amg_core")
+    core.symmetric_strength_of_connection(
+        matrix.shape[0], constants.threshold, matrix.indptr, matrix.indices, matrix.data, start, indices, values
+    )
+    return type(matrix)((values[: start[-1]], indices[: start[-1]], start), shape=matrix.shape)
 
 
 def _evolves(matrix: Any, row: npt.NDArray[np.int32], on_diagonal: Flags, diagonal: Array, threshold: float) -> Flags:
