@@ -20,7 +20,7 @@ from pdeopt.bench.linear_weights import best_weights, over_constant
 from pdeopt.bench.linear_worker import timed_ksp_solve
 from pdeopt.bench.study import Study
 from pdeopt.conjugate_directions import MultigridSettings, NeuralMultigrid
-from pdeopt.conjugate_directions.algebraic_hierarchy import build_hierarchy, choose_constants
+from pdeopt.conjugate_directions.algebraic_hierarchy import LocalRows, build_hierarchy, choose_constants
 
 _ARMS = {
     "constants": MultigridSettings(),
@@ -102,8 +102,9 @@ def _oracle(study: Study, name: str, size: int, steps: int) -> float:
     say(study.comm, f"  {name}: best weights")
     case = FAMILIES[name].case(study.comm, size, study.settings.seed)
     outcome = min((_solve(case, "constants") for _ in range(3)), key=lambda outcome: outcome.total_cpu)
-    kind, constants = choose_constants(case.A)
-    levels = build_hierarchy(case.A, constants)
+    rows = LocalRows(case.A)
+    kind, constants = choose_constants(case.A, rows)
+    levels = build_hierarchy(case.A, constants, rows)
     P = levels[0].interpolation
     assert P is not None
     began = time.process_time()

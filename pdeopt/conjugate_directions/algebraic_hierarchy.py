@@ -19,7 +19,7 @@ from pdeopt.conjugate_directions._packages import require_package
 from pdeopt.parallel import collective_errors
 from pdeopt.report import InputError
 
-__all__ = ["Constants", "Level", "build_hierarchy", "choose_constants"]
+__all__ = ["Constants", "Level", "LocalRows", "build_hierarchy", "choose_constants"]
 
 type Array = npt.NDArray[np.float64]
 type Flags = npt.NDArray[np.bool_]
@@ -37,7 +37,7 @@ class Constants:
     Parameters
     ----------
     strength
-        "symmetric": a_ij is strong if abs(a_ij) > threshold sqrt(a_ii a_jj). "evolution": it is strong if a pulse at i
+        "symmetric": a_ij is strong if abs(a_ij) >= threshold sqrt(a_ii a_jj). "evolution": it is strong if a pulse at i
         reaches j within two Jacobi steps almost undamped, up to the threshold times the least damping in its row; only
         for one unknown a node.
     threshold
@@ -93,7 +93,7 @@ class Level:
     interpolation: PETSc.Mat | None
 
 
-def choose_constants(matrix: PETSc.Mat) -> tuple[str, Constants]:
+def choose_constants(matrix: PETSc.Mat, rows: "LocalRows") -> tuple[str, Constants]:
     """Return the class of a matrix, and the constants of that class. Collective: yes.
 
     Classes: more than one unknown a node; anisotropic, told from large positive off-diagonal values, which linear
@@ -101,17 +101,17 @@ def choose_constants(matrix: PETSc.Mat) -> tuple[str, Constants]:
     """
     if matrix.getBlockSize() > 1:
         return "several unknowns a node", _SEVERAL
-    block = _Rows(matrix).local
-    off = block.data[block.indices != _row_numbers(block)]
-    sums = np.array([off[off > 0.0].sum(), np.abs(off).sum(), block.nnz, block.shape[0]])
-    positive, total, entries, rows = matrix.getComm().tompi4py().allreduce(sums)
+    values, diagonal = rows.local.data, rows.diagonal.sum()
+    sizes = np.abs(values).sum()
+    sums = np.array([(values.sum() + sizes) / 2.0 - diagonal, sizes - diagonal, values.size, rows.diagonal.size])
+    positive, total, entries, count = matrix.getComm().tompi4py().allreduce(sums)
     for limit, share, constants in _ANISOTROPIC:
-        if entries <= limit * rows:
+        if entries <= limit * count:
             return ("anisotropic", constants) if positive > share * total else ("isotropic", _ISOTROPIC)
     return "isotropic", _ISOTROPIC
 
 
-def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
+def build_hierarchy(matrix: PETSc.Mat, constants: Constants, rows: "LocalRows") -> list[Level]:
     """Coarsen until the rest is small enough to be factorised.
 
     Parameters
@@ -121,6 +121,8 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
         exactly, else the constants in each component are.
     constants
         How.
+    rows
+        Of the matrix.
 
     Returns
     -------
@@ -138,7 +140,7 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
     near, block_size = _near_nullspace(matrix), matrix.getBlockSize()
     levels: list[Level] = []
     while matrix.getSize()[0] > constants.coarse_size and len(levels) < _MAX_LEVELS:
-        rows = _Rows(matrix)
+        rows = rows if not levels else LocalRows(matrix)
         with collective_errors(comm):
             bad = np.flatnonzero(~((rows.diagonal > 0.0) & np.isfinite(rows.diagonal)))
             if bad.size:
@@ -166,8 +168,25 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants) -> list[Level]:
 # --- one level --------------------------------------------------------------------------------------------------------
 
 
-class _Rows:
-    """The rows of this rank: the square block of its own columns, and which rows have entries beyond it."""
+class LocalRows:
+    """The rows of this rank: the square block of its own columns, and which rows have entries beyond it.
+
+    Parameters
+    ----------
+    matrix
+        Of type aij.
+
+    Attributes
+    ----------
+    local
+        The block, as scipy's csr_matrix, shape (owned, owned).
+    diagonal
+        Its diagonal, shape (owned,).
+    coupled
+        Which rows are coupled to rows of other ranks, shape (owned,).
+
+    Collective: no.
+    """
 
     def __init__(self, matrix: PETSc.Mat) -> None:
         sparse = require_package("scipy.sparse")
@@ -191,7 +210,7 @@ def _kept(matrix: Any, keep: Flags) -> Any:
     return type(matrix)((matrix.data[keep], matrix.indices[keep], start), shape=matrix.shape)
 
 
-def _strong_couplings(rows: _Rows, block_size: int, constants: Constants) -> Any:
+def _strong_couplings(rows: LocalRows, block_size: int, constants: Constants) -> Any:
     """Return the local matrix, one row a node, of the strong couplings and the diagonal."""
     matrix = rows.local
     if block_size > 1:
@@ -199,16 +218,20 @@ def _strong_couplings(rows: _Rows, block_size: int, constants: Constants) -> Any
         norms = np.sqrt(np.einsum("kij,kij->k", blocks.data, blocks.data))
         count = matrix.shape[0] // block_size
         matrix = type(matrix)((norms, blocks.indices, blocks.indptr), shape=(count, count))
-    row = _row_numbers(matrix)
-    on_diagonal = row == matrix.indices
     if constants.strength == "evolution" and block_size == 1:
+        row = _row_numbers(matrix)
+        on_diagonal = row == matrix.indices
         keep = _evolves(matrix, row, on_diagonal, rows.diagonal, constants.threshold)
         strong = _kept(matrix, keep | on_diagonal)
         return (abs(strong) + abs(strong).T).tocsr()
     if constants.threshold == 0.0:
         return matrix
-    scale = 1.0 / np.sqrt(matrix.diagonal())
-    return _kept(matrix, (np.abs(matrix.data) * scale[row] * scale[matrix.indices] > constants.threshold) | on_diagonal)
+    start, indices, values = (np.empty_like(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+    core = require_package("pyamg.amg_core")
+    core.symmetric_strength_of_connection(
+        matrix.shape[0], constants.threshold, matrix.indptr, matrix.indices, matrix.data, start, indices, values
+    )
+    return type(matrix)((values[: start[-1]], indices[: start[-1]], start), shape=matrix.shape)
 
 
 def _evolves(matrix: Any, row: npt.NDArray[np.int32], on_diagonal: Flags, diagonal: Array, threshold: float) -> Flags:
@@ -277,7 +300,7 @@ def _largest_eigenvalue(matrix: Any, diagonal: Array) -> float:
     return float(np.linalg.eigvalsh(np.diag(alphas) + np.diag(off, 1) + np.diag(off, -1))[-1])
 
 
-def _smooth(rows: _Rows, tentative: Any, strong: Any, constants: Constants, comm: MPI.Comm, scalar: bool) -> Any:
+def _smooth(rows: LocalRows, tentative: Any, strong: Any, constants: Constants, comm: MPI.Comm, scalar: bool) -> Any:
     """Return the interpolation, smoothed where a row has all its couplings on this rank."""
     estimate = _largest_eigenvalue(rows.local, rows.diagonal) if rows.diagonal.size else 0.0
     largest = comm.allreduce(estimate, MPI.MAX)

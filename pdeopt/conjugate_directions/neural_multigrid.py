@@ -7,7 +7,7 @@ import time
 from petsc4py import PETSc
 
 from pdeopt.conjugate_directions.algebraic_cycle import AlgebraicCycle
-from pdeopt.conjugate_directions.algebraic_hierarchy import Constants, build_hierarchy, choose_constants
+from pdeopt.conjugate_directions.algebraic_hierarchy import Constants, LocalRows, build_hierarchy, choose_constants
 from pdeopt.fem.forms import log_event
 from pdeopt.fem.settings import read_settings
 from pdeopt.report import InputError, SolveReport
@@ -78,8 +78,8 @@ class NeuralMultigrid:
         Steps of interpolation towards the least energy; negative values leave them to the class.
     ``-pc_nmg_coarse_size`` : 500
         Unknowns at which the coarsest level is factorised.
-    ``-pc_nmg_mg_levels_...``, ``-pc_nmg_mg_up_...``, ``-pc_nmg_mg_coarse_...``
-        Options of PETSc's smoothers, down and up, and of the coarse solver.
+    ``-pc_nmg_mg_levels_...``, ``-pc_nmg_mg_up_...``, ``-pc_nmg_mg_coarse_...``, ``-pc_nmg_pc_mg_...``
+        Options of PETSc's smoothers, down and up, of the coarse solver, and of the cycle.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class NeuralMultigrid:
 
     def setFromOptions(self, pc: PETSc.PC) -> None:
         """Read the options under the prefix of the preconditioner. Collective: no."""
-        self.settings = read_settings(self.settings, pc.getOptionsPrefix(), "pc_nmg_", inner=("mg_",))
+        self.settings = read_settings(self.settings, pc.getOptionsPrefix(), "pc_nmg_", inner=("mg_", "pc_mg_"))
 
     def setUp(self, pc: PETSc.PC) -> None:
         """Make the hierarchy for the present values of the matrix. Collective: yes."""
@@ -180,7 +180,8 @@ class NeuralMultigrid:
         matrix = pc.getOperators()[1]
         if "aij" not in matrix.getType():
             raise InputError(f"the matrix is of type {matrix.getType()}: multigrid by aggregation takes aij matrices")
-        kind, constants = choose_constants(matrix)
-        levels = build_hierarchy(matrix, self.settings.constants(constants))
+        rows = LocalRows(matrix)
+        kind, constants = choose_constants(matrix, rows)
+        levels = build_hierarchy(matrix, self.settings.constants(constants), rows)
         self._cycle = AlgebraicCycle(levels, f"{pc.getOptionsPrefix() or ''}pc_nmg_")
         return kind

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pdeopt.bench.linear_families import FAMILIES
-from pdeopt.conjugate_directions.algebraic_hierarchy import Constants, build_hierarchy, choose_constants
+from pdeopt.conjugate_directions.algebraic_hierarchy import Constants, LocalRows, build_hierarchy, choose_constants
 from pdeopt.conjugate_directions.neural_multigrid import MultigridSettings, NeuralMultigrid
 from pdeopt.report import InputError, OptionError
 
@@ -78,8 +78,9 @@ def test_near_nullspace_is_interpolated_exactly(case):
     vectors = given.getVecs() if given.handle else [case.A.createVecLeft()]
     if not given.handle:
         vectors[0].set(1.0)
-    _, constants = choose_constants(case.A)
-    levels = build_hierarchy(case.A, Constants(constants.strength, constants.threshold, 0.0, 0, 100))
+    rows = LocalRows(case.A)
+    _, constants = choose_constants(case.A, rows)
+    levels = build_hierarchy(case.A, Constants(constants.strength, constants.threshold, 0.0, 0, 100), rows)
     interpolation = levels[0].interpolation
     assert levels[0].matrix.handle == case.A.handle
     ksp = PETSc.KSP().create(case.comm)
@@ -99,7 +100,7 @@ def test_near_nullspace_is_interpolated_exactly(case):
 
 
 def test_class_of_the_matrix(case):
-    kind, constants = choose_constants(case.A)
+    kind, constants = choose_constants(case.A, LocalRows(case.A))
     expected = {"inclusions": "isotropic", "anisotropy": "anisotropic", "elasticity": "several unknowns a node"}
     assert kind == expected[case.family.split(", ")[-1]]
     assert constants.strength == ("evolution" if kind == "anisotropic" else "symmetric")
