@@ -8,7 +8,7 @@
 # where $\sigma_{eq}$ is the equivalent stress without the back stress, and how much strain a flight leaves depends on
 # the whole of its temperature history: 13 numbers here. A reduced model answers in few coordinates, with the internal
 # variables at few points; it is trained with flights at four fifths of the thrust, and has to answer for full thrust.
-# Where it cannot, its own residual says so, and one step of the full model teaches it what it lacks.
+# Where it cannot, the correction of its answer says so, and one step of the full model teaches it what it lacks.
 #
 # Run it with `mpirun -n 2 python demos/turbine_blade.py`.
 
@@ -43,9 +43,8 @@ folder = root / "out_turbine_blade"
 
 # ## Ten flights, and the modes that they share
 #
-# Displacements are measured by the elastic energy that they would have in a blade of 800 degrees; with this inner
-# product the residual of a step, a force, is worth the displacement that it causes. Each is divided by the largest of
-# its flight so far.
+# Displacements are measured by the elastic energy that they would have in a blade of 800 degrees. Each is divided by
+# the largest of its flight so far.
 
 case = BladeSection(comm, root / "meshes" / "blade_section.msh")
 
@@ -87,7 +86,7 @@ print_root(comm, f"{basis.size} modes; cubature: {cubature.size} of {cells} cell
 
 # ## Six flights at full thrust
 #
-# The residual of the full model at each reduced answer, one assembly and one solve with a matrix factorised once, is
+# Each reduced answer is corrected twice by the full residual and an elastic matrix factorised once. How far this led is
 # the estimate of the error. Where it exceeds a thousandth of the displacement, the full model solves this one step, and
 # the part of its answer outside of the modes becomes a mode for all that follows. The plastic strain at the end of a
 # flight is a harder test: it adds up what a steep function of the stress has left in 24 steps.

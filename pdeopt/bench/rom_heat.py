@@ -51,7 +51,8 @@ def _certify(study: Study, plate: Plate, parameters: Array) -> None:
     certificate = plate.full
     study.row("heat, certified", {
         "degrees of freedom": plate.problem.space.dofmap.index_map.size_global,
-        "snapshots": len(plate.parameters), "modes": plate.basis.size, "cells": plate.cubature.size,
+        "snapshots": len(plate.parameters), "modes": plate.basis.size, "cells": plate.cells["cubature"],
+        "cells of the indicator": plate.cells["cubature of the indicator"],
         "terms of the residual": plate.expansion.terms, "kept": plate.expansion.kept,
         "representatives": plate.expansion.size, "stability constant": certificate.stability.constant,
         "Lipschitz constant": certificate.lipschitz, "parameters": len(parameters),
@@ -186,6 +187,9 @@ def _arms(plate: Plate) -> dict[str, tuple[Callable[[], object], int]]:
             lambda: solve_reduced(plate.galerkin, plate.interpolation(problem.parameter())), 1,
         ),
         "hyper-reduced, certified by full assembly": (by_full_assembly, 2),
+        "hyper-reduced, certified, with the field in double precision": (
+            lambda: plate.basis.expand(certified()), 20,
+        ),
         "hyper-reduced, certified, with the field": (lambda: model.field(certified()), 20),
         "hyper-reduced, certified": (certified, 20),
         "hyper-reduced, not certified": (model.propose, 20),

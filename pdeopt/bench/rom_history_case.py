@@ -32,9 +32,6 @@ _SPREAD = 300
 # Of the snapshots: modes of a smaller part are rounding.
 _REST = 1e-6
 
-# The indicator of `Adaptive` is a force over a displacement: this makes it a relative error of an elastic body.
-FACTOR = 1.0 / _YOUNG
-
 
 @dataclasses.dataclass(eq=False)
 class Trained:
@@ -64,12 +61,13 @@ class Trained:
         return _leading_modes(self.inner_product, np.hstack(scaled), size)
 
     def model(
-        self, basis: Basis, tolerance: float, pool_tolerance: float | None = None
+        self, basis: Basis, tolerance: float, pool_tolerance: float | None = None, *, rows: int = 1000
     ) -> tuple[ReducedEquilibrium, InternalForces, float]:
         """Return the reduced equilibrium, its training forces, and the seconds that this took. Collective: yes."""
         started, plate = time.perf_counter(), self.plate
         least = tolerance if pool_tolerance is None else pool_tolerance
-        forces = InternalForces(plate.residual, plate.u, basis, plate.internal.tangent(plate.residual), least)
+        tangent = plate.internal.tangent(plate.residual)
+        forces = InternalForces(plate.residual, plate.u, basis, tangent, least, rows=rows)
         for parameter, states in zip(self.parameters, self.states, strict=True):
             plate.set_parameter(parameter)
             plate.driver.reset()

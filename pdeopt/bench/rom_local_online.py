@@ -21,10 +21,10 @@ from pdeopt.reduced_order.hyper_reduced import HyperReducedSystem
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.local import LocalBases
 from pdeopt.reduced_order.newton import solve_reduced
+from pdeopt.reduced_order.parametric import cluster_by_parameters
 from pdeopt.reduced_order.pod import proper_orthogonal_decomposition
 from pdeopt.reduced_order.snapshots import Snapshots
 from pdeopt.reduced_order.start import CoordinateInterpolation
-from pdeopt.reduced_order.subspaces import cluster_subspaces
 
 _TOLERANCE = 1e-3  # of the cubatures
 
@@ -38,11 +38,12 @@ def measure_online(study: Study, quick: bool) -> None:
     say(study.comm, "  online")
     case, snapshots = heat_snapshots(study.comm, cells, parameters[: count + unseen])
     training, truth = snapshots.subset(range(count)), snapshots.columns[:, count:]
-    clustering = cluster_subspaces(training.gram(), clusters, modes, comm=study.comm)
+    features = _features(training.parameters)
+    clustering = cluster_by_parameters(training.gram(), features, clusters, modes, comm=study.comm)
     local = LocalBases(training, clustering, modes)
     models = [_Model(case, basis, training, clustering.members(label, at_least=2 * modes))
               for label, basis in enumerate(local.bases)]  # fmt: skip
-    classifier = BasisClassifier(_features(training.parameters), clustering.labels, comm=study.comm)
+    classifier = BasisClassifier(features, clustering.labels, comm=study.comm)
     choice = CheckedChoice(_Ranking(classifier), lambda label, parameter: models[label].checked(parameter))
     choice.calibrate(parameters[count + unseen :], coverage=0.8)
 

@@ -98,7 +98,7 @@ class NewtonEquilibrium:
         with forms.default_options(prefix, _OPTIONS | options):
             self.snes.setFromOptions()
             self.snes.getKSP().setFromOptions()
-        self._relative, self._absolute, _, self._most = self.snes.getTolerances()
+        self._relative, self._absolute, _, _ = self.snes.getTolerances()
 
     def solve(self) -> int:
         """Find the equilibrium and return Newton's iterations.
@@ -110,25 +110,17 @@ class NewtonEquilibrium:
 
         Collective: yes.
         """
-        reason = self._iterate(self._most)
+        self.snes.setTolerances(rtol=self._relative, atol=max(1e-300, _NEGLIGIBLE * self._scale))
+        self.u.x.petsc_vec.copy(self._x)
+        self._first = True
+        self.snes.solve(None, self._x)
+        self._errors.raise_stored()
+        reason = int(self.snes.getConvergedReason())
+        self._take(self._x)
         if reason <= 0:
             advice = SNES_ADVICE.get(reason, "see PETSc's list of reasons")
             raise ConvergenceError(f"no equilibrium was found (SNES reason {reason}): {advice}")
         return int(self.snes.getIterationNumber())
-
-    def correct(self) -> Array:
-        """Take one step of Newton's method, as long as the line search allows, and return the whole one, (owned,).
-
-        Raises
-        ------
-        ConvergenceError
-            On all ranks, if a local equation fails.
-
-        Collective: yes.
-        """
-        if self._iterate(1) > 0 and self.snes.getIterationNumber() == 0:  # equilibrium already
-            return np.zeros(forms.owned_size(self.u.function_space))
-        return -np.array(self.snes.getSolutionUpdate().array_r)
 
     def unknown(self) -> Array:
         """Return a copy of the owned degrees of freedom of u, shape (owned,). Collective: no."""
@@ -142,16 +134,6 @@ class NewtonEquilibrium:
         """Free PETSc's objects. Collective: yes."""
         for thing in (self.snes, self._matrix, self._x, self._b):
             thing.destroy()
-
-    def _iterate(self, most: int) -> int:
-        """Take at most so many steps of Newton's method from u and return SNES's reason to stop. Collective: yes."""
-        self.snes.setTolerances(rtol=self._relative, atol=max(1e-300, _NEGLIGIBLE * self._scale), max_it=most)
-        self.u.x.petsc_vec.copy(self._x)
-        self._first = True
-        self.snes.solve(None, self._x)
-        self._errors.raise_stored()
-        self._take(self._x)
-        return int(self.snes.getConvergedReason())
 
     def _take(self, x: PETSc.Vec) -> None:
         x.copy(self.u.x.petsc_vec)

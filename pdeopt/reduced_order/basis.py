@@ -10,6 +10,7 @@ import numpy as np
 from dolfinx import fem
 
 from pdeopt.fem import forms
+from pdeopt.parallel import collective_errors
 from pdeopt.reduced_order.inner_product import Array, InnerProduct
 from pdeopt.report import InputError
 
@@ -30,6 +31,13 @@ class Basis:
         Shape (owned, r): the degrees of freedom that this rank owns of each mode.
     singular_values
         Those of the snapshots, falling, at least r of them; empty if the modes come from elsewhere.
+
+    Raises
+    ------
+    InputError
+        On all ranks, if the modes have another shape on one of them.
+
+    Collective: yes.
     """
 
     inner_product: InnerProduct
@@ -37,9 +45,12 @@ class Basis:
     singular_values: Array = dataclasses.field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
-        if self.modes.ndim != 2 or self.modes.shape[0] != self.inner_product.owned:
-            owned = self.inner_product.owned
-            raise InputError(f"modes have the shape {self.modes.shape}: give (owned, r), and this rank owns {owned}")
+        owned = self.inner_product.owned
+        with collective_errors(self.inner_product.comm):
+            if self.modes.ndim != 2 or self.modes.shape[0] != owned:
+                raise InputError(
+                    f"modes have the shape {self.modes.shape}: give (owned, r), and this rank owns {owned}"
+                )
 
     @property
     def size(self) -> int:
@@ -56,8 +67,19 @@ class Basis:
         """Communicator of the space."""
         return self.inner_product.comm
 
+    @property
+    def remainder(self) -> float:
+        """What the modes leave of the snapshots, in the root mean square: the scale for a cubature's tolerance.
+
+        sqrt(sum_{i > r} s_i^2 / sum_i s_i^2); zero where the singular values end with the modes. A reduced model whose
+        cubature has a tolerance of at most 0.7 of this errs little more than its modes do; with a larger one it errs
+        by the cubature, and has modes for nothing.
+        """
+        squares = self.singular_values**2
+        return float(np.sqrt(squares[self.size :].sum() / squares.sum())) if squares.any() else 0.0
+
     def truncate(self, size: int) -> "Basis":
-        """Return the first modes alone. Collective: no."""
+        """Return the first modes alone. Collective: yes."""
         if not 0 < size <= self.size:
             raise InputError(f"{size} of {self.size} modes were asked for: choose between 1 and {self.size}")
         return dataclasses.replace(self, modes=self.modes[:, :size])

@@ -118,14 +118,15 @@ class ReducedDeflation:
             self._inner.view(viewer)
 
     def reset(self, pc: PETSc.PC | None = None) -> None:
+        """Let go of the operator; the inner preconditioner keeps its options. Collective: yes."""
+        if self._inner is not None:
+            self._inner.reset()
+
+    def destroy(self, pc: PETSc.PC | None = None) -> None:
         """Free the inner preconditioner. Collective: yes."""
         if self._inner is not None:
             self._inner.destroy()
         self._inner = None
-
-    def destroy(self, pc: PETSc.PC | None = None) -> None:
-        """Free the inner preconditioner. Collective: yes."""
-        self.reset()
 
     @property
     def report(self) -> SolveReport:

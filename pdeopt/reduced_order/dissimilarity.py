@@ -9,6 +9,9 @@ factor. k-medoids needs the distances alone, and k-means runs on coordinates who
 - "sine": the sine of the angle between snapshots, sqrt(1 - cos^2), blind to scale and sign.
 - Of trajectories, by `subspace_kernel`: the root mean square of the sines of the principal angles between subspaces.
 
+- Of trajectories, by `covariance_kernel`: the sine of the angle between covariances, blind to signs of snapshots and to
+  the scale of a trajectory. It weighs directions by how much of the trajectory they hold, and cuts nothing off.
+
 The sine is the relative error of v projected onto the span of u, and 1 / sqrt(2) times the Frobenius distance of the
 orthogonal projectors onto u and v, whose products are cos^2. So are the sines of principal angles between subspaces.
 A zero snapshot has the projector 0, and the distance sqrt(1/2) from every other one.
@@ -107,6 +110,40 @@ def subspace_kernel(gram: Array, trajectories: Indices, modes: int) -> Array:
         for column, right in enumerate(groups):
             products[row, column] = np.sum((half[:, right] @ blocks[column]) ** 2)
     return 0.5 * (products + products.T) / modes
+
+
+def covariance_kernel(gram: Array, trajectories: Indices | None = None) -> Array:
+    """Return the kernel <C_s, C_t> / (|C_s| |C_t|) of the covariances C = sum u u' of trajectories.
+
+    For single snapshots it is cos^2, the kernel "sine". Among trajectories it is high where the directions that hold
+    most of one hold most of the other.
+
+    Parameters
+    ----------
+    gram
+        Products of all pairs of snapshots, shape (n, n).
+    trajectories
+        Number 0, 1, ... of the trajectory that each snapshot belongs to, shape (n,); None: each is one by itself.
+
+    Returns
+    -------
+    kernel
+        Shape (trajectories, trajectories), with Frobenius products: <u u', v v'> = (u'v)^2.
+
+    Raises
+    ------
+    InputError
+        If the Gram matrix or the numbers of the trajectories are not usable.
+
+    Collective: no.
+    """
+    squares = check_gram(gram) ** 2
+    groups = check_groups(trajectories, len(gram))
+    sums = np.array([squares[group].sum(axis=0) for group in groups])
+    products = np.column_stack([sums[:, group].sum(axis=1) for group in groups])
+    lengths = np.sqrt(np.diag(products))
+    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0.0)
+    return 0.5 * (products + products.T) * np.outer(inverse, inverse)
 
 
 def distances(kernel: Array) -> Array:

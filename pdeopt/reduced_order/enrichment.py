@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pdeopt.fem import forms
-from pdeopt.fem.quasi_static import NewtonEquilibrium, QuasiStatic
+from pdeopt.fem.quasi_static import QuasiStatic
 from pdeopt.reduced_order.basis import Basis
+from pdeopt.reduced_order.correction import ElasticCorrection
 from pdeopt.reduced_order.cubature import Cubature, original_cells, select_cells
 from pdeopt.reduced_order.history import ReducedEquilibrium
 from pdeopt.reduced_order.inner_product import Array
@@ -30,11 +31,12 @@ class EnrichmentSettings:
     tolerance
         Of the estimated error of a step, relative to the largest state of the trajectory so far.
     factor
-        What the indicator is multiplied with, from `pdeopt.reduced_order.conformal.calibrate`.
-    correction_factor
-        What the correction's norm is multiplied with, likewise.
+        What the correction is multiplied with, from `pdeopt.reduced_order.conformal.calibrate`: of the error of the
+        reduced answer where the model does not learn, and of the corrected one where it does.
+    corrections
+        Elastic corrections of a step. One more costs a residual and a solve with old factors.
     learn
-        Whether the model may change; if not, steps above the tolerance are only reported.
+        Whether the corrected states are the answer and the model may change; if not, reduced answers are reported on.
 
     Raises
     ------
@@ -44,11 +46,11 @@ class EnrichmentSettings:
 
     tolerance: float
     factor: float = 1.0
-    correction_factor: float = 1.0
+    corrections: int = 2
     learn: bool = True
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("tolerance", "factor", "correction_factor")}
+        numbers = {name: getattr(self, name) for name in ("tolerance", "factor", "corrections")}
         if not min(numbers.values()) > 0.0:
             given = ", ".join(f"{name} = {number}" for name, number in numbers.items())
             raise InputError(f"{given}: give positive numbers")
@@ -64,13 +66,8 @@ class AdaptiveTrajectory:
         Ends of the steps [s], shape (steps,).
     unknowns
         The state after each step, shape (owned, steps).
-    indicators
-        The residual's multiple at each step's reduced answer, shape (steps,).
     estimates
-        Estimated relative error of each step's reduced answer: the correction's where there is one, else the
-        indicator, shape (steps,).
-    corrected_steps
-        Which steps were corrected, shape (steps,).
+        Estimated relative error of each step's answer before the full model was asked, shape (steps,).
     full_steps
         Which steps the full model solved, shape (steps,).
     seconds
@@ -79,26 +76,25 @@ class AdaptiveTrajectory:
 
     times: Array
     unknowns: Array
-    indicators: Array
     estimates: Array
-    corrected_steps: npt.NDArray[np.bool_]
     full_steps: npt.NDArray[np.bool_]
     seconds: dict[str, float]
 
 
 class Adaptive:
-    """Step in the reduced model; lead the whole body through its answers; where the residual is too large, solve.
+    """Step in the reduced model; correct the whole body elastically; where the correction is too large, solve.
 
-    The internal variables of the whole body follow the reduced answers without any solve, which costs one evaluation of
-    the residual a step. Its Riesz representer in the basis' inner product measures the error of equilibrium:
+    The whole body follows the reduced answers u_k. From the last step's correction d, which holds what the reduced
+    model's errors have left in the history, it takes at each step some corrections
 
-        indicator = |F(u_k, h_k)|_{M^-1} / max_{j <= k} |u_j|,
+        d <- d - K^-1 F(u_k + d, h_k)
 
-    for the history h_k that the reduced answers left. Where its multiple exceeds the tolerance, the whole body takes
-    one step d of Newton's method, whose |d| / max |u_j| is a closer estimate. Where the multiple of that is within the
-    tolerance, the corrected state is the answer; where not, the full model solves this one step from there. Then the
-    part of the answer outside of the basis becomes a mode, the cubature is fitted anew from its present weights among
-    the cells of its pool, and the reduced model goes on from there.
+    with its tangent K at rest, factorised once: no tangent is assembled and no equilibrium solved. The internal
+    variables of the whole body follow u_k + d. So |d| / max_{j <= k} |u_j + d_j| estimates the error of the reduced
+    answer with all of its past, in the basis' inner product, and u_k + d is a better answer, whose error is a part of
+    |d|. Where the estimate exceeds the tolerance and the model may learn, the full model solves this one step from
+    there. Then the part of the answer outside of the basis becomes a mode, the cubature is fitted anew from its present
+    weights among the cells of its pool, and the reduced model goes on from there.
 
     Parameters
     ----------
@@ -112,6 +108,11 @@ class Adaptive:
         Of the cubature after enrichment.
     settings
         When to ask the full model.
+
+    Raises
+    ------
+    InputError
+        If the whole body has another solver.
 
     Attributes
     ----------
@@ -136,14 +137,11 @@ class Adaptive:
         cubature_tolerance: float,
         settings: EnrichmentSettings,
     ) -> None:
-        if not isinstance(full.solver, NewtonEquilibrium):
-            raise InputError("the whole body needs a NewtonEquilibrium, which can solve a step")
+        self._correction = ElasticCorrection(full)
         self.full, self.reduced, self.forces = full, reduced, forces
         self.settings, self._cubature_tolerance = settings, cubature_tolerance
         self.updates = self.rebuilds = 0
-        self._solver = full.solver
-        self._form = forms.compile_form(self._solver.residual)
-        self._fixed = forms.owned_dirichlet_dofs(self._solver.bcs)
+        self._solver = self._correction.solver
         self._seconds: dict[str, float] = {}
         self._prepare_updates()
 
@@ -157,52 +155,54 @@ class Adaptive:
 
         Collective: yes.
         """
-        full, low = self.full, self._stepper()
+        full, low, settings = self.full, self._stepper(), self.settings
         full.reset()
         low.reset()
         self._seconds = dict.fromkeys(("reduced", "residual", "correction", "full", "update"), 0.0)
-        unknowns, indicators, estimates, corrected, asked = [], [], [], [], []
-        largest, learn, tolerance = 0.0, self.settings.learn, self.settings.tolerance
+        norms = self.reduced.basis.inner_product.norms
+        unknowns, estimates, asked = [], [], []
+        correction, largest = np.zeros(self.reduced.basis.modes.shape[0]), 0.0
         for now in np.asarray(times, float):
             with self._clock("reduced"):
                 found = self._reduced_step(low, float(now))
+                reduced = self.reduced.basis.expand(self.reduced.coordinates)
+            corrected = self._correct(float(now), reduced + correction)
             with self._clock("residual"):
-                state = self.reduced.basis.expand(self.reduced.coordinates)
-                full.impose(float(now), state)
-                norm = float(np.linalg.norm(self.reduced.coordinates))
-                estimate = indicator = self._estimate(max(largest, norm)) if found else np.inf
-            correct = found and indicator > tolerance
-            if correct:
-                with self._clock("correction"):
-                    estimate = self._correct(max(largest, norm))
-                    if not learn or not np.isfinite(estimate):
-                        full.impose(float(now), state)
-            ask = learn and estimate > tolerance
+                if corrected is None:  # the law has no answer there: from the reduced one
+                    full.impose(float(now), reduced)
+                    correction[:] = 0.0
+                else:
+                    correction = corrected - reduced
+                state = reduced + correction if settings.learn else reduced
+                length, norm = norms(np.column_stack([correction, reduced + correction]))
+                largest = max(largest, float(norm))
+                estimate = settings.factor * float(length) / largest if largest > 0.0 else 0.0
+                if not found or corrected is None:
+                    estimate = np.inf
+            ask = settings.learn and estimate > settings.tolerance
             if ask:
                 with self._clock("full"):
                     self._solver.solve()
-            if learn and indicator > tolerance:
-                state = self._solver.unknown()
+                    state = self._solver.unknown()
                 with self._clock("update"):
-                    if ask:
-                        self._learn(state)
+                    self._learn(state)
                     self.reduced.set_unknown(self.reduced.basis.coordinates(state[:, None])[:, 0])
                 low = self._stepper(float(now))
-                norm = float(np.linalg.norm(self.reduced.coordinates))
+                correction[:] = 0.0
             with self._clock("residual"):
                 full.accept(float(now))
-            if learn and indicator > tolerance:
+            if ask:
                 self.reduced.take_history()
-            largest = max(largest, norm)
             unknowns.append(state)
-            indicators.append(indicator)
             estimates.append(estimate)
-            corrected.append(correct)
             asked.append(ask)
         return AdaptiveTrajectory(
-            np.asarray(times, float), np.column_stack(unknowns), np.array(indicators), np.array(estimates),
-            np.array(corrected), np.array(asked), self._seconds,
-        )  # fmt: skip
+            np.asarray(times, float), np.column_stack(unknowns), np.array(estimates), np.array(asked), self._seconds
+        )
+
+    def destroy(self) -> None:
+        """Free the factors of the corrections. Collective: yes."""
+        self._correction.destroy()
 
     def _stepper(self, time: float = 0.0) -> QuasiStatic:
         low = QuasiStatic(self.reduced, self.full.load, time_step=self.full.time_step)
@@ -218,22 +218,21 @@ class Adaptive:
             return False
         return True
 
-    def _estimate(self, largest: float) -> float:
-        """Return the estimated relative error at the state that was imposed on the whole body. Collective: yes."""
-        vector = forms.assemble_vector(self._form)
-        vector.array[self._fixed] = 0.0
-        norm = self.reduced.basis.inner_product.dual_norm(vector)
-        vector.destroy()
-        return self.settings.factor * norm / largest if largest > 0.0 else 0.0
+    def _correct(self, now: float, state: Array) -> Array | None:
+        """Return the corrected state, at which the whole body is, or None where the law has no answer. Collective: yes.
 
-    def _correct(self, largest: float) -> float:
-        """Let the whole body take one step of Newton's method; return the estimate by its length. Collective: yes."""
+        The first correction is what an indicator by the residual would cost, and has its time counted apart.
+        """
         try:
-            step = self._solver.correct()
+            with self._clock("residual"):
+                state = self._correction(now, state)
+            with self._clock("correction"):
+                for _ in range(1, self.settings.corrections):
+                    state = self._correction(now, state)
+                self.full.impose(now, state)
         except ConvergenceError:
-            return np.inf
-        norm = float(self.reduced.basis.inner_product.norms(step[:, None])[0])
-        return self.settings.correction_factor * norm / largest if largest > 0.0 else np.inf
+            return None
+        return state
 
     def _learn(self, state: Array) -> None:
         """Take the part of a solved state outside of the basis as a mode; the whole body is at it. Collective: yes."""

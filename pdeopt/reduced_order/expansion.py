@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from petsc4py import PETSc
+
 import numpy as np
 import numpy.typing as npt
 import ufl
@@ -81,7 +83,7 @@ class ExpandedResidual:
     terms, kept, size
         Number of terms, of those multiplied in full, and of the representatives' modes.
 
-    Collective: yes. The cubic terms are r (r + 1) (r + 2) / 6 assemblies and Riesz solves.
+    Collective: yes. The cubic terms are r (r + 1) / 2 assemblies of matrices and r (r + 1) (r + 2) / 6 Riesz solves.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class ExpandedResidual:
             raise InputError("no training coordinates were given: they tell which products matter")
         self.terms = scales.size
         self._compress(self._residuals(derivatives, u, lifting), scales, tolerance)
+        derivatives.destroy()
 
     def __call__(self, coordinates: Array) -> float:
         """Return the bound at coordinates and the present parameters. Collective: no, but the same on all ranks."""
@@ -134,18 +137,18 @@ class ExpandedResidual:
         """Assemble the terms in their order: owned values, shape (owned,). Collective: yes."""
         u.x.array[:] = 0.0 if lifting is None else lifting.x.array
         for _ in self._source.loads():
-            yield self._assemble(derivatives.forms[0])
-        modes = self._basis.local_modes()
-        for degree, indices in enumerate(self._products, start=1):
-            for chosen in indices.T:
-                for direction, mode in zip(derivatives.directions, chosen, strict=False):
-                    direction.x.array[:] = modes[:, mode]
-                yield self._assemble(derivatives.forms[degree])
+            vector = forms.assemble_vector(derivatives.residual)
+            yield self._free(np.array(vector.array_r))
+            vector.destroy()
+        local, owned = self._basis.local_modes(), np.asfortranarray(self._basis.modes)
+        for degree in range(1, derivatives.degree + 1):
+            # All products with the same first factors are one matrix times the modes that may come last.
+            for first in itertools.combinations_with_replacement(range(self._basis.size), degree - 1):
+                directions = [local[:, mode] for mode in first]
+                for column in derivatives.columns(directions, owned[:, first[-1] if first else 0 :]).T:
+                    yield self._free(column)
 
-    def _assemble(self, form: fem.Form) -> Array:
-        vector = forms.assemble_vector(form)
-        values = np.array(vector.array_r)
-        vector.destroy()
+    def _free(self, values: Array) -> Array:
         values[self._fixed] = 0.0
         return values
 
@@ -160,19 +163,24 @@ class ExpandedResidual:
             columns = np.array(list(itertools.islice(residuals, _BLOCK))).T
             block = slice(first, first + columns.shape[1])
             fields = product.riesz_columns(columns)
-            norms[block] = product.norms(fields)
+            norms[block] = np.sqrt(np.maximum(self._sum(np.einsum("ij,ij->j", columns, fields)), 0.0))
             inside = self._sum(modes.T @ columns)
             rest = fields - modes @ inside
             floor = max(least, _ROUNDING * float((scales * norms)[block].max()))
             for _ in range(_PASSES):
+                left = product.norms(rest)
+                if math.sqrt(float(((scales[block] * left) ** 2).sum())) <= floor:
+                    break  # so that no combination exceeds it
                 new = _leading(self._basis, rest * scales[block], floor)
                 if new.shape[1] == 0:
                     break
                 new = _orthonormalise(self._basis, modes, new)
                 modes, inside = np.hstack([modes, new]), np.vstack([inside, self._sum(new.T @ columns)])
                 rest -= new @ inside[-new.shape[1] :]
+            else:
+                left = product.norms(rest)
             coordinates.append(inside)
-            outside[block] = product.norms(rest)
+            outside[block] = left
         # Terms whose sum does not matter are not multiplied: their whole norm then counts as outside.
         order = np.argsort(scales * norms)
         dropped = order[np.cumsum((scales * norms)[order]) <= 0.5 * tolerance]
@@ -193,26 +201,55 @@ class ExpandedResidual:
 
 
 class _Derivatives:
-    """The compiled residual and its derivatives by the state, as far as they do not vanish."""
+    """The compiled residual, and its derivatives by the state as matrices, as far as they do not vanish."""
 
     def __init__(self, residual: ufl.Form, u: fem.Function[Any], space: fem.FunctionSpace[Any]) -> None:
         form = forms.fix_quadrature_degree(residual)
-        self.directions = [fem.Function(space) for _ in range(_DEGREE)]
-        self.forms = [forms.compile_form(form)]
-        for direction in self.directions:
-            form = ufl.derivative(form, u, direction)
-            if forms.is_zero(form):
-                break
-            self.forms.append(forms.compile_form(form))
-        else:
-            if not forms.is_zero(ufl.derivative(form, u, fem.Function(space))):
-                raise InputError(
-                    f"the residual is not a polynomial of degree {_DEGREE} at most in the unknown: take FullResidual"
-                )
+        self.residual, self._comm = forms.compile_form(form), space.mesh.comm
+        self._directions = [fem.Function(space) for _ in range(_DEGREE - 1)]
+        self._forms: list[fem.Form] = []
+        self._matrix: PETSc.Mat | None = None
+        for direction in [*self._directions, None]:
+            matrix = ufl.derivative(form, u, ufl.TrialFunction(space))
+            if forms.is_zero(matrix):
+                return
+            self._forms.append(forms.compile_form(matrix))
+            if direction is not None:
+                form = ufl.derivative(form, u, direction)
+        if not forms.is_zero(ufl.derivative(matrix, u, fem.Function(space))):
+            raise InputError(
+                f"the residual is not a polynomial of degree {_DEGREE} at most in the unknown: take FullResidual"
+            )
 
     @property
     def degree(self) -> int:
-        return len(self.forms) - 1
+        return len(self._forms)
+
+    def columns(self, directions: Sequence[Array], modes: Array) -> Array:
+        """Return the derivative in some directions and one mode each, shape (owned, modes). Collective: yes.
+
+        Directions come with their ghosts, modes as owned values in Fortran's order.
+        """
+        for function, values in zip(self._directions, directions, strict=False):
+            function.x.array[:] = values
+        # One matrix for all: no derivative couples more degrees of freedom than the first one.
+        if self._matrix is None:
+            self._matrix = forms.assemble_matrix(self._forms[0])
+        forms.reassemble_matrix(self._matrix, self._forms[len(directions)])
+        dense = PETSc.Mat().createDense(
+            ((modes.shape[0], PETSc.DETERMINE), (PETSc.DECIDE, modes.shape[1])), array=modes, comm=self._comm
+        )
+        dense.assemble()
+        product = self._matrix.matMult(dense)
+        found = np.array(product.getDenseArray(readonly=True))
+        product.destroy()
+        dense.destroy()
+        return found
+
+    def destroy(self) -> None:
+        """Free the matrix. Collective: yes."""
+        if self._matrix is not None:
+            self._matrix.destroy()
 
 
 def _shares(indices: npt.NDArray[np.intp]) -> Array:

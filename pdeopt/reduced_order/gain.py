@@ -14,6 +14,7 @@ from pdeopt.parallel import on_root, random_stream
 from pdeopt.reduced_order.clustering import Clustering
 from pdeopt.reduced_order.dissimilarity import Indices, check_gram, check_groups
 from pdeopt.reduced_order.inner_product import Array
+from pdeopt.reduced_order.parametric import cluster_by_parameters
 from pdeopt.reduced_order.subspaces import cluster_subspaces
 from pdeopt.report import InputError
 
@@ -63,6 +64,7 @@ def predicted_gain(
     clusters: int,
     modes: int,
     *,
+    parameters: Array | None = None,
     trajectories: Indices | None = None,
     folds: int = 5,
     starts: int = 8,
@@ -71,8 +73,8 @@ def predicted_gain(
 ) -> Gain:
     """Predict by cross-validation how local bases and one global basis project unseen snapshots.
 
-    Each fold of the snapshots (trajectories) is held out once; the others are clustered by `cluster_subspaces`, and
-    their bases are those of `LocalBases`.
+    Each fold of the snapshots (trajectories) is held out once; the others are clustered by `cluster_by_parameters`, or
+    by `cluster_subspaces` where no parameters are given, and their bases are those of `LocalBases`.
 
     Parameters
     ----------
@@ -81,12 +83,14 @@ def predicted_gain(
         the resolution is a good start.
     clusters, modes
         Number of clusters K, and of modes m of each basis.
+    parameters
+        Parameters of the snapshots (trajectories), shape (items, p), if these are to be clustered by them.
     trajectories
         Number of the trajectory of each snapshot, shape (n,), if whole trajectories are clustered and held out.
     folds
         Number of folds; with more of them the prediction is that for nearly as many snapshots as there are.
     starts
-        Of the clustering; fewer than for the bases themselves are enough.
+        Of `cluster_subspaces`; fewer than for the bases themselves are enough.
     seed
         Of folds and clustering.
     comm
@@ -99,11 +103,18 @@ def predicted_gain(
 
     Collective: yes. It is computed on rank 0.
     """
-    return on_root(comm, lambda: _predict(gram, clusters, modes, trajectories, folds, starts, seed))
+    return on_root(comm, lambda: _predict(gram, clusters, modes, parameters, trajectories, folds, starts, seed))
 
 
 def _predict(
-    gram: Array, clusters: int, modes: int, trajectories: Indices | None, folds: int, starts: int, seed: int
+    gram: Array,
+    clusters: int,
+    modes: int,
+    parameters: Array | None,
+    trajectories: Indices | None,
+    folds: int,
+    starts: int,
+    seed: int,
 ) -> Gain:
     groups = check_groups(trajectories, len(check_gram(gram)))
     if not 2 <= folds <= len(groups):
@@ -111,6 +122,8 @@ def _predict(
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
     if not np.all(norms > 0.0):
         raise InputError(f"snapshot {int(np.argmin(norms))} is zero and has no relative error: leave it out")
+    if parameters is not None and len(parameters) != len(groups):
+        raise InputError(f"{len(parameters)} rows of parameters for {len(groups)} items: give one for each")
     if not 1 <= modes <= len(gram):
         raise InputError(f"{modes} modes of {len(gram)} snapshots: choose 1 to {len(gram)}")
     relative = gram / np.outer(norms, norms)
@@ -121,9 +134,12 @@ def _predict(
         sizes = [groups[item].size for item in kept]
         training, targets = (np.concatenate([groups[item] for item in items]) for items in (kept, held))
         part = None if trajectories is None else np.repeat(np.arange(kept.size), sizes)
-        clustering = cluster_subspaces(
-            relative[np.ix_(training, training)], clusters, modes, trajectories=part, starts=starts, seed=seed
-        )
+        products = relative[np.ix_(training, training)]
+        if parameters is None:
+            clustering = cluster_subspaces(products, clusters, modes, trajectories=part, starts=starts, seed=seed)
+        else:
+            known = parameters[kept]
+            clustering = cluster_by_parameters(products, known, clusters, modes, trajectories=part, seed=seed)
         local[held] = local_projection_errors(relative, clustering, modes, groups, kept, held).min(axis=0)
         whole[:, targets] = projection_errors(relative, training, targets)
     local_error, curve = float(np.mean(local)), whole.mean(axis=1)

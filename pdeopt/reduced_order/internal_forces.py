@@ -22,8 +22,8 @@ from pdeopt.report import InputError
 _SHARE = 1.0
 # How much less accurate than the residual the tangent may be.
 _TANGENT = 0.1
-# More rows than these are replaced by so many random combinations of them, each row in some of them.
-_ROWS, _COPIES = 1000, 2
+# Products in how many of the random combinations that replace them each of them is.
+_COPIES = 2
 _STREAM = "rows of a cubature"
 
 
@@ -37,9 +37,10 @@ class InternalForces:
     forces keep the reduced system regular where the residual is small everywhere, and count for a tenth. This gives
     the cubature of `CompressedIntegrands` at a small part of its cost where modes and states are many.
 
-    Where the products are more than 1,000, the rows are random combinations with signs (each product in 2 of them):
-    this keeps the error of any weights, at n cells up to a factor of about sqrt(1 - n / 1000), and the fit small. The
-    cells may then differ between numbers of ranks, as the patterns do by rounding.
+    Where the products are more than ``rows``, the rows are random combinations with signs (each product in 2 of them).
+    This keeps the fit small, and the error of given weights; but n weights that are fitted to the rows err more by a
+    factor of about 1 / sqrt(1 - n / rows), and a small tolerance needs many cells. The cells may then differ between
+    numbers of ranks, as the patterns do by rounding.
 
     Parameters
     ----------
@@ -53,6 +54,13 @@ class InternalForces:
         F'(u; v, du), consistent with the internal variables.
     tolerance
         The smallest relative error in the reduced residual that a cubature will be asked for, in (0, 1).
+    rows
+        The most rows; best three times the cells that the cubature will have, or more.
+
+    Raises
+    ------
+    InputError
+        If the tolerance is not in (0, 1), or there is to be no row.
 
     Attributes
     ----------
@@ -63,10 +71,19 @@ class InternalForces:
     """
 
     def __init__(
-        self, residual: ufl.Form, u: fem.Function[Any], basis: Basis, jacobian: ufl.Form, tolerance: float
+        self,
+        residual: ufl.Form,
+        u: fem.Function[Any],
+        basis: Basis,
+        jacobian: ufl.Form,
+        tolerance: float,
+        *,
+        rows: int = 1000,
     ) -> None:
         if not 0.0 < tolerance < 1.0:
             raise InputError(f"tolerance = {tolerance} is not in (0, 1): give the relative error of the cubature")
+        if rows < 1:
+            raise InputError(f"rows = {rows}: allow the cubature one row at least")
         self.mesh, self.comm, self.tolerance = basis.space.mesh, basis.comm, tolerance
         self.volumes = cell_volumes(self.mesh)
         self.total_volume = float(self.comm.allreduce(self.volumes.sum()))
@@ -86,6 +103,7 @@ class InternalForces:
         self._pairs: list[tuple[Array, Array]] = []
         self._inside = np.ones(self.volumes.size, dtype=bool)
         self._table = np.empty((0, self.volumes.size + 1))
+        self._most = rows
         self._generator = random_stream(_STREAM)
         self.states = 0
 
@@ -143,7 +161,7 @@ class InternalForces:
         """Add the products of patterns and modes to the rows. Collective: no."""
         for patterns, modes in pairs:
             new = self._products(patterns, modes)
-            if self._table.shape[0] + new.shape[0] <= _ROWS:
+            if self._table.shape[0] + new.shape[0] <= self._most:
                 self._table = np.concatenate([self._table, new])
             else:
                 _scatter(new, self._table, self._generator)
@@ -174,10 +192,10 @@ class InternalForces:
         sums = patterns.reshape(-1, patterns.shape[2]).T @ modes.reshape(-1, modes.shape[2])
         if not self._inside.all():
             patterns, modes = patterns[self._inside], modes[self._inside]
-        if count <= _ROWS:
+        if count <= self._most:
             products = np.einsum("cdm,cdr->mrc", patterns, modes, optimize=True).reshape(count, -1)
             return np.column_stack([products, sums.ravel()])
-        rows = np.zeros((_ROWS, patterns.shape[0] + 1))
+        rows = np.zeros((self._most, patterns.shape[0] + 1))
         for pattern in range(patterns.shape[2]):
             products = np.einsum("cd,cdr->rc", patterns[:, :, pattern], modes)
             _scatter(np.column_stack([products, sums[pattern]]), rows, self._generator)

@@ -14,6 +14,7 @@ from pdeopt.reduced_order.certificate import Certificate
 from pdeopt.reduced_order.hierarchical import HierarchicalIndicator
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.newton import NewtonResult, NewtonSettings, solve_reduced
+from pdeopt.reduced_order.single_precision import SinglePrecisionModes
 from pdeopt.reduced_order.system import ReducedSystem
 from pdeopt.report import InputError, SolveReport
 
@@ -38,6 +39,9 @@ class ReducedModel:
         Estimates the error; None if nobody asks.
     lifting
         u_0 in u = u_0 + Phi a; zero if None.
+    single
+        The modes in single precision, which write out fields in a fraction of the time; None for double precision.
+        Certified bounds then have their rounding errors, too.
     settings
         Tolerances of the reduced Newton method.
 
@@ -57,6 +61,7 @@ class ReducedModel:
         certificate: Certificate | None = None,
         indicator: HierarchicalIndicator | None = None,
         lifting: fem.Function[Any] | None = None,
+        single: SinglePrecisionModes | None = None,
         settings: NewtonSettings | None = None,
     ) -> None:
         for name, size in (("system", system.size), ("indicator", indicator.size if indicator else basis.size)):
@@ -66,7 +71,7 @@ class ReducedModel:
                 )
         self.u, self.basis, self.system = u, basis, system
         self.start, self.certificate, self.indicator = start, certificate, indicator
-        self.lifting, self.settings = lifting, settings or NewtonSettings()
+        self.lifting, self.single, self.settings = lifting, single, settings or NewtonSettings()
 
     def propose(self) -> NewtonResult:
         """Solve the reduced system at the present parameters; ``u`` is left as it may be. Collective: yes.
@@ -82,7 +87,7 @@ class ReducedModel:
 
     def field(self, coordinates: Array) -> Array:
         """Return the owned values of u_0 + Phi a, shape (owned,). Collective: no."""
-        values = self.basis.expand(coordinates)
+        values = (self.single or self.basis).expand(coordinates)
         return values if self.lifting is None else values + forms.owned_values(self.lifting)
 
     def norm(self, coordinates: Array) -> float:
@@ -92,7 +97,9 @@ class ReducedModel:
         return self.basis.inner_product.norm_with_boundary(self.field(coordinates))
 
     def relative(self, bound: float, coordinates: Array) -> float:
-        """Return a bound of |u - u_r| / |u| from one of |u - u_r|. Collective: yes."""
+        """Return a bound of |u - u_r| / |u| from one of |u - u_r|, for u_r as `field` rounds it. Collective: yes."""
+        if self.single is not None:
+            bound += self.single.error(coordinates)
         rest = self.norm(coordinates) - bound
         return bound / rest if rest > 0.0 else math.inf
 
@@ -148,14 +155,18 @@ class ReducedModel:
         )
 
 
-def as_guess(model: ReducedModel) -> Callable[[], Array | None]:
+def as_guess(model: ReducedModel, correction: Callable[[Array], Array] | None = None) -> Callable[[], Array | None]:
     """Return a provider of initial guesses for `pdeopt.attach_guess`: the model's answer at the present parameters.
 
-    It offers nothing where the reduced system has no solution. Collective: yes, each time that it is called.
+    It offers nothing where the reduced system has no solution. A correction of the field, such as a
+    `pdeopt.reduced_order.ScaledCorrection`, may come after it. Collective: yes, each time that it is called.
     """
 
     def provide() -> Array | None:
         result = model.propose()
-        return model.field(result.coordinates) if result.converged else None
+        if not result.converged:
+            return None
+        values = model.field(result.coordinates)
+        return values if correction is None else correction(values)
 
     return provide

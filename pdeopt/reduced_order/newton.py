@@ -10,7 +10,7 @@ import numpy as np
 from pdeopt.parallel import collective_errors
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.system import ReducedSystem
-from pdeopt.report import InputError
+from pdeopt.report import ConvergenceError, InputError
 
 _ARMIJO, _SHORTEST = 1e-4, 1e-3
 # A step below this share of the coordinates squares to rounding: after it the Jacobian will not be needed.
@@ -127,8 +127,11 @@ def solve_reduced(system: ReducedSystem, start: Array, settings: NewtonSettings 
         last = _norm(step) <= _LAST_STEP * _norm(coordinates)
         length = 1.0
         while True:
-            found, matrix = system.evaluate(coordinates + length * step, jacobian=not last)
-            norm = _norm(found)
+            try:
+                found, matrix = system.evaluate(coordinates + length * step, jacobian=not last)
+                norm = _norm(found)
+            except ConvergenceError:  # a material law that has no state so far away
+                norm = math.inf
             if norm <= max((1.0 - _ARMIJO * length) * norms[-1], target):
                 break
             length *= 0.5

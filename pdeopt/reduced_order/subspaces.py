@@ -80,7 +80,7 @@ def _cluster(gram: Array, count: int, modes: int, trajectories: Indices | None, 
     separations = distances(sines)
     if count == 1:
         return number_clusters(first.labels, separations)
-    items = _Items(gram, groups, modes)
+    items = Items(gram, groups, modes)
     stream = random_stream("cluster_subspaces.starts", seed)
     few, more = max(1, modes // 6), max(min(2, modes), modes // 3)
     best: tuple[float, Indices] = items.held_out(first.labels, count, modes)[1], first.labels
@@ -96,7 +96,7 @@ def _cluster(gram: Array, count: int, modes: int, trajectories: Indices | None, 
     return number_clusters(best[1], separations)
 
 
-class _Items:
+class Items:
     """Items of norm one, each of one or more columns, by the products of all columns."""
 
     def __init__(self, gram: Array, groups: list[Indices], modes: int) -> None:

@@ -21,9 +21,10 @@ class Plate:
     states: list[np.ndarray]
     basis: Basis
 
-    def forces(self, basis: Basis, tolerance: float, loads: int) -> InternalForces:
+    def forces(self, basis: Basis, tolerance: float, loads: int, rows: int = 1000) -> InternalForces:
         plate = self.plate
-        forces = InternalForces(plate.residual, plate.u, basis, plate.internal.tangent(plate.residual), tolerance)
+        tangent = plate.internal.tangent(plate.residual)
+        forces = InternalForces(plate.residual, plate.u, basis, tangent, tolerance, rows=rows)
         for parameter, states in zip(self.parameters[:loads], self.states[:loads], strict=True):
             plate.set_parameter(parameter)
             plate.driver.reset()

@@ -9,7 +9,14 @@ from hypothesis import strategies
 from hypothesis.extra import numpy as arrays
 
 from pdeopt.reduced_order.clustering import cluster
-from pdeopt.reduced_order.dissimilarity import align_signs, coordinates, distances, kernel, subspace_kernel
+from pdeopt.reduced_order.dissimilarity import (
+    align_signs,
+    coordinates,
+    covariance_kernel,
+    distances,
+    kernel,
+    subspace_kernel,
+)
 from pdeopt.reduced_order.subspaces import cluster_subspaces
 from pdeopt.report import InputError
 
@@ -78,6 +85,19 @@ def test_subspaces_have_the_sines_of_their_principal_angles():
             angles = scipy.linalg.subspace_angles(leading[row], leading[column])
             assert separation[row, column] == pytest.approx(np.sqrt(np.mean(np.sin(angles) ** 2)), abs=1e-10)
     assert np.all(np.diag(separation) == 0.0)
+
+
+def test_covariances_of_trajectories_have_the_angles_of_their_matrices():
+    stream = np.random.default_rng(6)
+    groups = np.array([0, 1, 1, 0, 2, 2, 2])
+    columns = stream.standard_normal((9, 7)) * stream.choice([-1.0, 1.0], 7)
+    covariances = [columns[:, groups == group] @ columns[:, groups == group].T for group in range(3)]
+    covariances = [matrix / np.linalg.norm(matrix) for matrix in covariances]
+    expected = [[np.sum(one * other) for other in covariances] for one in covariances]
+    scaled = columns * np.array([2.0, 0.5, 0.5, 2.0, -3.0, -3.0, -3.0])
+    for fields in (columns, scaled):
+        np.testing.assert_allclose(covariance_kernel(gram(fields), groups), expected, atol=1e-14)
+    np.testing.assert_allclose(covariance_kernel(gram(columns)), kernel(gram(columns), "sine"), atol=1e-14)
 
 
 @hypothesis.given(strategies.integers(0, 10**6))

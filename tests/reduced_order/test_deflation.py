@@ -133,6 +133,11 @@ def test_fewer_iterations_to_the_same_answer_from_python_and_from_options():
         assert (found - expected).norm() <= 1e-8 * expected.norm()
         assert again.getIterationNumber() < ksp.getIterationNumber()
         assert "over bjacobi" in again.getPC().getPythonContext().report.method
+        again.getPC().reset()  # the options have left the database: what they said stays
+        again.setOperators(case.matrix)
+        again.solve(case.right, found)
+        assert (found - expected).norm() <= 1e-8 * expected.norm()
+        assert "over bjacobi" in again.getPC().getPythonContext().report.method
         again.destroy()
     # The coarse matrix follows the operator, and the basis the settings.
     case.matrix.scale(4.0)

@@ -14,6 +14,7 @@ from pdeopt.reduced_order import (
     Adaptive,
     Basis,
     Cubature,
+    ElasticCorrection,
     EnrichmentSettings,
     GappyHistory,
     HierarchicalHistory,
@@ -23,11 +24,10 @@ from pdeopt.reduced_order import (
     replay,
     select_cells,
 )
+from pdeopt.reduced_order.cubature import original_cells
 from pdeopt.report import InputError
 
 WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
-# Over Young's modulus, as the residual is a force.
-FACTOR = 1.0 / 200e9
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,21 @@ def test_the_patterns_hold_the_integrands_of_all_states(case, three_modes):
 
 
 @pytest.mark.parallel([1, 2, 3])
+def test_combined_rows_keep_the_error_of_given_weights(case, three_modes):
+    combined = case.forces(case.basis.truncate(3), three_modes.tolerance, loads=1, rows=20)
+    assert len(combined.rows()) == 20 < len(three_modes.rows())
+    random = np.random.default_rng(0).uniform(0.0, 2.0, (case.plate.mesh.topology.index_map(2).size_global, 200))
+    owned = original_cells(case.plate.mesh)
+    errors = [
+        np.linalg.norm(WORLD.allreduce(forces.rows() @ (random[owned] - 1.0)), axis=0)
+        for forces in (combined, three_modes)
+    ]
+    ratios = (errors[0] / errors[1]) ** 2
+    assert 0.7 <= ratios.mean() <= 1.3
+    assert ratios.std() <= 0.6
+
+
+@pytest.mark.parallel([1, 2, 3])
 def test_a_further_mode_adds_the_rows_that_it_would_have_had(case):
     forces = case.forces(case.basis.truncate(2), 1e-8, loads=1)
     rows = forces.rows()
@@ -130,7 +145,7 @@ def test_learning_brings_an_unseen_load_below_the_tolerance_on_any_number_of_ran
         forces = case.forces(basis, 1e-3, loads=1)
         cubature, pool = with_pool(forces, 3e-3)
         times = case.plate.times(STEPS)
-        still = EnrichmentSettings(0.02, FACTOR, learn=False)
+        still = EnrichmentSettings(0.02, learn=False)
         adaptive = Adaptive(case.plate.driver, case.model(basis, cubature, pool), forces, 3e-3, still)
         case.plate.set_parameter(case.parameters[1])
         before = adaptive.march(times)
@@ -150,20 +165,38 @@ def test_learning_brings_an_unseen_load_below_the_tolerance_on_any_number_of_ran
 
 @pytest.mark.parallel([1])
 def test_corrections_estimate_the_error_and_better_the_answers(case, small, three_modes):
-    # A factor as small as this takes each correction for good enough: the full model solves nothing.
-    settings = EnrichmentSettings(1e-9, FACTOR, 1e-12, learn=False)
-    adaptive = Adaptive(case.plate.driver, small, three_modes, 1e-2, settings)
     case.plate.set_parameter(case.parameters[1])
-    runs = [adaptive.march(case.plate.times(STEPS))]
-    adaptive.settings = dataclasses.replace(settings, learn=True)
-    runs.append(adaptive.march(case.plate.times(STEPS)))
-    errors = [case.relative(run.unknowns - case.states[1], case.states[1]) for run in runs]
-    for run in runs:
-        assert run.corrected_steps.all()
-        assert not run.full_steps.any()
-    assert 0.5 <= runs[0].estimates.max() / 1e-12 / errors[0].max() <= 1.5
-    assert errors[1].max() < errors[0].max()
-    assert errors[1][-1] <= 0.3 * errors[0][-1]
+    found = []
+    for corrections in (2, 60):
+        for learn in (False, True):
+            settings = EnrichmentSettings(np.inf, corrections=corrections, learn=learn)
+            adaptive = Adaptive(case.plate.driver, small, three_modes, 1e-2, settings)
+            run = adaptive.march(case.plate.times(STEPS))
+            adaptive.destroy()
+            assert not run.full_steps.any()
+            errors = case.relative(run.unknowns - case.states[1], case.states[1])
+            found.append((run.estimates.max(), errors.max()))
+    (estimate, error), (_, corrected), (last_estimate, _), (_, last) = found
+    assert 0.5 <= estimate / error <= 1.5
+    assert corrected <= 0.6 * error
+    # With many corrections the answer is the full body's, and the estimate the error.
+    assert last <= 1e-3 * error
+    assert abs(last_estimate - error) <= 2e-3 * error
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_one_correction_is_exact_where_nothing_flows(case):
+    problem = case.plate
+    problem.set_parameter(np.array([0.3, 0.5, 0.7, 0.5, 1.0]))
+    problem.driver.reset()
+    problem.driver.step(0.3)
+    assert np.abs(problem.internal.active.x.array).max() == 0.0
+    wanted = problem.solver.unknown()
+    correction = ElasticCorrection(problem.driver)
+    found = correction(0.3, -wanted)
+    correction.destroy()
+    norms = case.basis.inner_product.norms(np.column_stack([found - wanted, wanted]))
+    assert norms[0] <= 1e-9 * norms[1]
 
 
 @pytest.mark.parallel([1])
@@ -214,5 +247,11 @@ def test_bad_input_is_named(case):
         HierarchicalHistory(model, 2)
     with pytest.raises(InputError, match="tolerance"):
         EnrichmentSettings(-1.0)
+    with pytest.raises(InputError, match="corrections = 0"):
+        EnrichmentSettings(1.0, corrections=0)
+    with pytest.raises(InputError, match="needs a NewtonEquilibrium"):
+        ElasticCorrection(QuasiStatic(model, case.plate.set_load, time_step=case.plate.driver.time_step))
     with pytest.raises(InputError, match="not in"):
         case.forces(basis, 2.0, loads=1)
+    with pytest.raises(InputError, match="one row"):
+        case.forces(basis, 0.1, loads=1, rows=0)

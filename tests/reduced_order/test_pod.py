@@ -213,6 +213,8 @@ def test_what_modes_leave_is_the_tail_of_the_singular_values(seed, count, rank, 
         tail = math.sqrt(np.sum(exact[basis.size :] ** 2))
         assert np.linalg.norm(left) == pytest.approx(tail, rel=1e-6, abs=1e-10 * exact[0])
         np.testing.assert_allclose(basis.singular_values[: basis.size], exact[: basis.size], rtol=1e-6)
+        smaller = basis.truncate(1)
+        assert smaller.remainder == pytest.approx(math.sqrt(np.sum(exact[1:] ** 2) / np.sum(exact**2)), abs=1e-7)
 
 
 INNER = basis_cases.inner_product("P1", cells=3, comm=MPI.COMM_SELF)

@@ -8,7 +8,7 @@ from newton_cases import heat, logarithmic, sines
 
 from pdeopt.fem import forms
 from pdeopt.reduced_order import Basis, CoordinateInterpolation, GalerkinSystem, NewtonSettings, solve_reduced
-from pdeopt.report import InputError
+from pdeopt.report import ConvergenceError, InputError
 
 WORLD, SELF = MPI.COMM_WORLD, MPI.COMM_SELF
 
@@ -80,6 +80,12 @@ class Scalar:
         return np.array([self._function(coordinates[0])]), matrix
 
 
+def _law_of_small_arguments(argument):
+    if abs(argument) > 4.0:
+        raise ConvergenceError("the local equation was not solved")
+    return np.arctan(argument)
+
+
 def test_backtracking_rescues_newton_and_failures_say_why():
     system = Scalar(np.arctan, lambda a: 1.0 / (1.0 + a * a))
     result = solve_reduced(system, np.array([3.0]))  # full steps diverge from |a| > 1.39
@@ -92,9 +98,20 @@ def test_backtracking_rescues_newton_and_failures_say_why():
         assert "NaN" in broken.why
     assert "singular" in solve_reduced(Scalar(lambda a: 1.0, lambda a: 0.0), np.zeros(1)).why
     assert "no step" in solve_reduced(Scalar(lambda a: 1.0 + a * a, lambda a: 2.0 * a), np.array([1e-3])).why
+    bounded = solve_reduced(Scalar(_law_of_small_arguments, lambda a: 1.0 / (1.0 + a * a)), np.array([3.0]))
+    assert bounded.converged
+    assert abs(bounded.coordinates[0]) <= 1e-12
     short = solve_reduced(system, np.array([3.0]), NewtonSettings(max_iterations=1))
     assert not short.converged
     assert "1 steps" in short.why
+
+
+@pytest.mark.parallel([1, 2])
+def test_modes_of_a_wrong_shape_on_one_rank_are_an_error_on_all():
+    product = heat(cells=4, snapshots=8).basis.inner_product
+    rows = product.owned + (MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1)
+    with pytest.raises(InputError, match="modes have the shape"):
+        Basis(product, np.zeros((rows, 2)))
 
 
 def test_bad_input_is_named():

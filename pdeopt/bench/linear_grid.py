@@ -1,0 +1,137 @@
+"""Line 1: the grid body beside the best classical solvers, its constants chosen per matrix, and how its steps grow.
+
+Nothing is learned here: the constants of the cycle are the same for all families. "First" counts what is found once
+for a pattern too. The oracle takes for each matrix the best of some settings, of which the best constant is the best
+one for all matrices of the family.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping
+
+from petsc4py import PETSc
+
+from pdeopt.bench.harness import say
+from pdeopt.bench.linear_constants import CONSTANTS
+from pdeopt.bench.linear_families import FAMILIES, LinearCase
+from pdeopt.bench.linear_outcome import MAX_IT, RTOL, Outcome
+from pdeopt.bench.linear_rivals import all_arms, solve
+from pdeopt.bench.linear_worker import timed_ksp_solve
+from pdeopt.bench.study import Study
+from pdeopt.conjugate_directions import CycleSettings, GridMultigrid
+
+_KINDS = ("constant", "lognormal", "checker", "anisotropy")
+_FROM = {"square": 512, "cube": 48}  # cells along a side from which on the bound holds
+# Before a sweep has found the constants of a group.
+_RIVALS = (
+    "GAMG: threshold 0.02", "GAMG: threshold 0.05 halved, aggressive 2, SOR", "ICC: 0", "ICC: 2", "ICC: 3",
+    "Eisenstat: 1.8", "Eisenstat: 1.95", "MUMPS: Cholesky", "Sine transform: SciPy",
+)  # fmt: skip
+_SETTINGS = {
+    "constants": CycleSettings(),
+    "V-cycle": CycleSettings(visits=1),
+    "W-cycle": CycleSettings(least=1.0),
+    "least 0.3": CycleSettings(least=0.3),
+    "keep 0.75": CycleSettings(keep=0.75),
+    "keep 0.5": CycleSettings(keep=0.5),
+    "keep 0.5, V-cycle": CycleSettings(keep=0.5, visits=1),
+}
+
+
+class _Grid:
+    """The grid body as a PETSc preconditioner that keeps what it knows of the pattern."""
+
+    def __init__(self, case: LinearCase) -> None:
+        self._case, self.settings = case, CycleSettings()
+        self._body: GridMultigrid | None = None
+
+    def setUp(self, pc: PETSc.PC) -> None:
+        """Take the matrix. Collective: yes."""
+        matrix = pc.getOperators()[1]
+        if self._body is None:
+            self._body = GridMultigrid(matrix, self._case.coordinates, self.settings)
+        else:
+            self._body.settings = self.settings
+            self._body.update(matrix)
+
+    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """Cycle. Collective: yes."""
+        assert self._body is not None
+        self._body.apply(x, y)
+
+    def solve(self, name: str, settings: CycleSettings) -> Outcome:
+        """Solve the system by conjugate gradients. Collective: yes."""
+        self.settings = settings
+        solver = PETSc.KSP().create(self._case.comm)
+        solver.setOperators(self._case.A)
+        solver.setType(PETSc.KSP.Type.CG)
+        solver.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
+        solver.getPC().setType(PETSc.PC.Type.PYTHON)
+        solver.getPC().setPythonContext(self)
+        outcome = Outcome.of_record(f"grid: {name}", timed_ksp_solve(solver, self._case.b, RTOL, MAX_IT))
+        solver.destroy()
+        return outcome
+
+
+def measure(study: Study, quick: bool) -> None:
+    """Measure the grid body on all families of structured meshes. Collective: one rank only."""
+    sizes = {"square": (32, 64), "cube": (8,)} if quick else {"square": (256, 512, 1024), "cube": (32, 48, 64)}
+    for domain, counts in sizes.items():
+        for kind in _KINDS:
+            steps = {}
+            for size in counts:
+                seeds = 1 if quick or size == 1024 else 5
+                steps[size] = _family(study, domain, kind, size, seeds)
+            if domain == "square":
+                growth = steps[counts[-1]] / steps[counts[0]]
+                claim = f"iterations on {kind}, {counts[-1]} over {counts[0]} cells along a side"
+                study.target(f"5a {kind}", claim, growth, 1.2)
+
+
+def _family(study: Study, domain: str, kind: str, size: int, seeds: int) -> float:
+    """Measure systems of one family and size, and return the median of the iterations."""
+    name = f"{domain}, {kind}"
+    say(study.comm, f"  {name}, {size} cells along a side")
+    ratios, first, steps, totals = [], [], [], []
+    for sample in range(seeds):
+        case = FAMILIES[name].case(study.comm, size, study.settings.seed + sample)
+        grid = _Grid(case)
+        started = dataclasses.replace(grid.solve("first", CycleSettings()), arm="grid: first")
+        own = [_best(grid, name, settings) for name, settings in _SETTINGS.items()]
+        wanted = CONSTANTS.get(FAMILIES[name].group) or _RIVALS
+        rivals = solve(case, [arm for arm in all_arms(case) if arm in wanted])
+        for outcome in (*own, started, *rivals):
+            study.row("grid", {"family": name, **case.tags, **outcome.row()})
+        case.destroy()
+        best = min(outcome.total_cpu for outcome in rivals)
+        ratios.append(own[0].total_cpu / best)
+        first.append(started.total_cpu / best)
+        steps.append(own[0].iterations)
+        totals.append([outcome.total_cpu for outcome in own])
+    oracle = statistics.mean(map(min, totals))
+    constant, means = _best_constant(totals)
+    study.row("grid, medians", {
+        "family": name, "size": size, "systems": seeds, "iterations": statistics.median(steps),
+        "over the best classical": statistics.median(ratios), "worst": max(ratios),
+        "first, over the best classical": statistics.median(first), "best constant": constant,
+        "best constant over constants": means[constant] / means["constants"], "oracle over best constant":
+        oracle / means[constant],
+    })  # fmt: skip
+    if kind != "constant" and size >= _FROM[domain]:
+        claim = f"{name}, {size}: set-up and solve without learning, over the best classical, median"
+        study.target(f"1a {name} {size}", claim, statistics.median(ratios), 0.5)
+        if kind != "lognormal":
+            claim = f"{name}, {size}: settings of the cycle chosen by an oracle, over the best constant"
+            study.target(f"1b {name} {size}", claim, oracle / means[constant], 0.8)
+    return float(statistics.median(steps))
+
+
+def _best(grid: _Grid, name: str, settings: CycleSettings, rounds: int = 2) -> Outcome:
+    """Return the fastest of some solves."""
+    return min((grid.solve(name, settings) for _ in range(rounds)), key=lambda outcome: outcome.total_cpu)
+
+
+def _best_constant(totals: Iterable[list[float]]) -> tuple[str, Mapping[str, float]]:
+    """Return the setting with the least mean of seconds, and all means."""
+    means = dict(zip(_SETTINGS, map(statistics.mean, zip(*totals, strict=True)), strict=True))
+    return min(means, key=lambda name: means[name]), means

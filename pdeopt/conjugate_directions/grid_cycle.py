@@ -1,0 +1,239 @@
+"""A symmetric V-cycle on a lattice: operator-dependent coarsening, and incomplete factors as smoother."""
+
+import dataclasses
+from typing import Any
+
+from mpi4py import MPI
+
+import numpy as np
+
+from pdeopt.conjugate_directions.grid_coarsening import coarsen
+from pdeopt.conjugate_directions.grid_slabs import Slabs
+from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
+from pdeopt.report import InputError
+
+__all__ = ["CycleSettings", "GridCycle"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CycleSettings:
+    """Constants of the cycle.
+
+    Parameters
+    ----------
+    keep
+        Share of what the incomplete factors drop that goes to the diagonal, between 0 and 1. With 1 the cycle is
+        positive definite for every positive definite matrix.
+    visits
+        How often a level corrects from the next one, at a time. 1 gives the V-cycle.
+    least
+        Coarse cycles reduce the error as if all eigenvalues of the cycle times the operator lay between this and 1: the
+        steps of the visits have the lengths of Chebyshev's semi-iteration, as in the algebraic multilevel iteration of
+        Axelsson and Vassilevski (Numer. Math. 56, 1989). 1 gives equal steps, the W-cycle.
+    coarsest
+        Number of points from which on the inverse is computed outright.
+    """
+
+    keep: float = 1.0
+    visits: int = 2
+    least: float = 0.5
+    coarsest: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.keep <= 1.0:
+            raise InputError(f"keep = {self.keep} of the grid's cycle: take a share between 0 and 1")
+        if self.visits < 1:
+            raise InputError(f"visits = {self.visits} of the grid's cycle: take at least 1")
+        if not 0.0 < self.least <= 1.0:
+            raise InputError(f"least = {self.least} of the grid's cycle: take a share of 1")
+        if self.coarsest < 8:
+            raise InputError(f"coarsest = {self.coarsest} of the grid's cycle: take at least 8 points")
+
+    def lengths(self) -> Array:
+        """Return the lengths of the steps of the visits, shape (visits,)."""
+        if self.visits == 1:
+            return np.ones(1)
+        angles = np.pi * (np.arange(self.visits) + 0.5) / self.visits
+        return 2.0 / (1.0 + self.least + (1.0 - self.least) * np.cos(angles))
+
+
+class _Level:
+    """A lattice, its operators, and arrays to work in: ``right``, ``solution`` and ``rest`` of a linear system."""
+
+    def __init__(self, lattice: Lattice, stencils: Array, slabs: Slabs, settings: CycleSettings) -> None:
+        self.lattice, self.slabs, kernels = lattice, slabs, lattice.kernels
+        self._kernels, pointer = kernels, kernels.pointer
+        self.right, self.solution, self.rest = lattice.values(), lattice.values(), lattice.values()
+        self._factors, self._inverse = np.zeros_like(stencils), lattice.values()
+        diagonal, keep = self._diagonal(stencils), settings.keep
+        arrays = map(pointer, (self._factors, self._inverse))
+        kernels.library.factorise(lattice.c, pointer(stencils), pointer(diagonal), keep, *arrays)
+        self._stencils, self._half_way, self._step = stencils, lattice.values(), lattice.values()
+        self.coarse, self._weights, self.coarse_stencils = coarsen(lattice, stencils, slabs)
+        self.lengths = settings.lengths().astype(kernels.dtype)
+        self._before = lattice.values()
+
+    def structure(self) -> dict[str, Any]:
+        """Return what the kernels need to know of the level, while the level lives."""
+        arrays = {
+            "stencils": self._stencils, "factors": self._factors, "inverse": self._inverse, "weights": self._weights,
+            "right": self.right, "solution": self.solution, "rest": self.rest, "half_way": self._half_way,
+            "step": self._step, "before": self._before, "lengths": self.lengths,
+        }  # fmt: skip
+        pointers = {name: self._kernels.pointer(array) for name, array in arrays.items()}
+        return {"lattice": self.lattice.c, "visits": len(self.lengths), **pointers}
+
+    def _diagonal(self, stencils: Array) -> Array:
+        """Add the moduli of the couplings that a cut severs: what the ranks invert then stays above the operator."""
+        if not self.slabs.cut:
+            return stencils[0]
+        diagonal = stencils[0].copy()
+        for offset, values in zip(self.lattice.halves, stencils, strict=True):
+            if offset[0]:
+                diagonal[-2] += np.abs(values[-2])
+                # Of the layer below, whose points couple with those of the first layer.
+                diagonal[1] += np.abs(np.roll(values[0], offset[1:], axis=tuple(range(values.ndim - 1))))
+        return diagonal
+
+    def _call(self, name: str, *arrays: Array | None) -> None:
+        pointers = [self._kernels.null if array is None else self._kernels.pointer(array) for array in arrays]
+        getattr(self._kernels.library, name)(self.lattice.c, *pointers)
+
+    def smooth(self, again: bool) -> None:
+        """Smooth the solution within each slab, from zero unless ``again``. Collective: yes."""
+        if again:
+            self.subtract()
+            factors = (self._factors, self._inverse, self.rest, self._half_way, self._step)
+            self._call("solve_factors", *factors, self.solution)
+        else:
+            self.solution[[0, -1]] = 0.0  # a slab sees nothing of its neighbours
+            self._call("solve_factors", self._factors, self._inverse, self.right, self._half_way, self.solution, None)
+
+    def subtract(self) -> None:
+        """Compute what is left of the right-hand side. Collective: yes."""
+        self.slabs.exchange(self.solution)
+        self._call("residual", self._stencils, self.right, self.solution, self.rest)
+
+    def restrict(self, right: Array) -> None:
+        """Set the next level's right-hand side. Collective: yes."""
+        self.slabs.exchange(self.rest)
+        self._transfer("restrict_to", self.rest, right)
+
+    def interpolate(self, solution: Array) -> None:
+        """Add the next level's solution. Collective: yes."""
+        self.slabs.halved().exchange(solution)
+        self._transfer("interpolate", solution, self.solution)
+
+    def _transfer(self, name: str, *arrays: Array) -> None:
+        pointers = map(self._kernels.pointer, (self._weights, *arrays))
+        getattr(self._kernels.library, name)(self.lattice.c, self.coarse.c, *pointers)
+
+
+class GridCycle:
+    r"""One multigrid cycle: a symmetric linear operator that approximates a positive definite matrix's inverse.
+
+    Each smoothing step takes the residual through incomplete factors :math:`(D + L) D^{-1} (D + L^T)`, which are exact
+    for couplings along one axis or diagonal of the lattice, however strong; each level is smoothed once before and once
+    after its correction. On several ranks each one smooths within its slab. From where slabs can no longer be halved,
+    every rank has the whole lattice and does the same.
+
+    Parameters
+    ----------
+    lattice, stencils
+        This rank's slab and the matrix on it, shape (5 or 14, padded shape), without the neighbours' values.
+    slabs
+        How the lattice is cut.
+    depth
+        How often the slabs can be halved.
+    settings
+        Constants of the cycle.
+
+    Attributes
+    ----------
+    right, solution
+        Where `apply` finds its argument and leaves its answer, padded shape.
+
+    Collective: yes.
+    """
+
+    def __init__(
+        self,
+        lattice: Lattice,
+        stencils: Array,
+        slabs: Slabs,
+        depth: int,
+        settings: CycleSettings | None = None,
+    ) -> None:
+        settings = settings or CycleSettings()
+        self._levels: list[_Level] = []
+        slabs.exchange(stencils, axis=1)
+        while slabs.whole(lattice).points > settings.coarsest and (depth > 0 or not slabs.cut):
+            level = _Level(lattice, stencils, slabs, settings)
+            self._levels.append(level)
+            lattice, stencils, slabs, depth = level.coarse, level.coarse_stencils, slabs.halved(), depth - 1
+        self._slabs, kernels = slabs, lattice.kernels
+        self._library = kernels.library
+        right, solution = lattice.values(), lattice.values()
+        self._rights = [*(level.right for level in self._levels), right]
+        self._solutions = [*(level.solution for level in self._levels), solution]
+        self.right, self.solution = self._rights[0], self._solutions[0]
+        if slabs.cut:
+            alone = Slabs(MPI.COMM_SELF, slabs.starts[[0, -1]])
+            gathered = slabs.gather(stencils, axis=1)
+            self._whole = GridCycle(slabs.whole(lattice), gathered, alone, 0, settings)
+            return
+        self._inverse = kernels.pointer(np.ascontiguousarray(_invert(lattice, stencils), dtype=kernels.dtype))
+        last = {"lattice": lattice.c, "right": kernels.pointer(right), "solution": kernels.pointer(solution)}
+        self._described = [*(level.structure() for level in self._levels), last]  # owns the pointers
+        self._structures = kernels.new("Level[]", self._described)
+
+    def apply(self) -> None:
+        """Replace the solution by the cycle's answer to the right-hand side. Collective: yes."""
+        self._descend(0, again=False)
+
+    def _descend(self, number: int, again: bool) -> None:
+        if not self._slabs.cut:
+            self._library.cycle(self._structures, len(self._structures), self._inverse, again)
+        elif number == len(self._levels):
+            self._whole.right[...] = self._slabs.gather(self._rights[number])
+            if again:
+                self._whole.solution[...] = self._slabs.gather(self._solutions[number])
+            self._whole._descend(0, again)
+            self._solutions[number][...] = self._slabs.part(self._whole.solution)
+        else:
+            level = self._levels[number]
+            level.smooth(again)
+            level.subtract()
+            level.restrict(self._rights[number + 1])
+            solution = self._solutions[number + 1]
+            for visit, length in enumerate(level.lengths):
+                before = solution.copy() if visit else 0.0
+                self._descend(number + 1, again=visit > 0)
+                solution[...] = before + length * (solution - before)
+            level.interpolate(solution)
+            level.smooth(again=True)
+
+
+def _dense(lattice: Lattice, stencils: Array) -> Array:
+    """Return the matrix of stencils on a small lattice, in double precision."""
+    number = np.full(lattice.padded, -1)
+    lattice.inner(number)[...] = np.arange(lattice.points).reshape(lattice.shape)
+    matrix = np.zeros((lattice.points, lattice.points))
+    rows = lattice.inner(number).ravel()
+    for offset, values in zip(lattice.halves, stencils, strict=True):
+        columns = lattice.inner(np.roll(number, tuple(-o for o in offset), axis=tuple(range(number.ndim)))).ravel()
+        inside = columns >= 0
+        entries = lattice.inner(values).ravel()[inside]
+        matrix[rows[inside], columns[inside]] = matrix[columns[inside], rows[inside]] = entries
+    return matrix
+
+
+def _invert(lattice: Lattice, stencils: Array) -> Array:
+    """Return the inverse of a small lattice's matrix, on all but the null space that pure Neumann conditions leave."""
+    matrix = _dense(lattice, stencils)
+    if not np.isfinite(matrix).all():
+        return np.full_like(matrix, np.nan)  # PETSc stops at NaN and says so
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(matrix), np.finfo(np.float32).tiny))
+    # What rounding leaves of a zero eigenvalue is a few times the unit of rounding.
+    least = 8.0 * float(np.finfo(lattice.kernels.dtype).eps)
+    return scale[:, None] * np.linalg.pinv(scale[:, None] * matrix * scale, rcond=least, hermitian=True) * scale

@@ -1,0 +1,447 @@
+/* Kernels of multigrid on a lattice, compiled for one REAL (float or double) at a time.
+
+   An array holds the points of a lattice of nz x ny x nx points (x fastest; nz = 1 in 2D) and a frame of one point on
+   every side (none in z in 2D). Symmetric stencils are stored by halves: array h holds the coupling of a point p with
+   p + o_h, where o_0 = 0 and o_1, o_2, ... are the lexicographically positive offsets: 5 arrays in 2D, 14 in 3D. The
+   coupling with p - o_h is read as that of p - o_h with p. What leaves the lattice is zero. Arrays of one stencil
+   follow each other in memory. Transfer stencils are whole: array k of 9 or 27 holds at the coarse point C the weight
+   with which the fine point 2 C + o_k takes its value. */
+
+#include <math.h>
+#include <string.h>
+
+/* Bit h of `used` says whether array h of the stencils and of their factors has entries; hz is 0 in 2D and 1 in 3D. */
+typedef struct { int nz, ny, nx, hz, used; } Lattice;
+
+static int is_used(Lattice g, int h) { return g.used >> h & 1; }
+
+static long row_length(Lattice g) { return g.nx + 2; }
+static long plane_size(Lattice g) { return row_length(g) * (g.ny + 2); }
+static long array_size(Lattice g) { return plane_size(g) * (g.nz + 2 * g.hz); }
+static long place(Lattice g, int k, int j, int i) { return (k + g.hz) * plane_size(g) + (j + 1) * row_length(g) + i + 1; }
+static long shift(Lattice g, const int *o) { return o[0] * plane_size(g) + o[1] * row_length(g) + o[2]; }
+
+/* The positive half of the offsets begins with the point itself, its right neighbour, and then whole rows of three;
+   rows[m] is the shift to the middle of the m-th of them, whose arrays are 2 + 3 m, 3 + 3 m and 4 + 3 m. */
+static int upper_rows(Lattice g, long *rows)
+{
+    rows[0] = row_length(g);
+    if (!g.hz) return 1;
+    for (int m = -1; m <= 1; ++m) rows[m + 2] = plane_size(g) + m * row_length(g);
+    return 4;
+}
+
+/* Number of half offset (dz, dy, dx), or -1 if it is not in the stencil's positive half. */
+static int half_index(int dz, int dy, int dx)
+{
+    if (dz < 0 || dz > 1 || dy < -1 || dy > 1 || dx < -1 || dx > 1) return -1;
+    if (dz == 0 && (dy < 0 || (dy == 0 && dx < 0))) return -1;
+    if (dz == 0 && dy == 0) return dx;
+    if (dz == 0) return 3 + dx;
+    return 5 + 3 * (dy + 1) + dx + 1;
+}
+
+static int half_offsets(Lattice g, int (*o)[3])
+{
+    int count = 0;
+    for (int dz = 0; dz <= g.hz; ++dz)
+        for (int dy = -1; dy <= 1; ++dy)
+            for (int dx = -1; dx <= 1; ++dx)
+                if (half_index(dz, dy, dx) >= 0) { o[count][0] = dz; o[count][1] = dy; o[count][2] = dx; ++count; }
+    return count;
+}
+
+/* r = b - A x; with b = NULL, r = A x. */
+void residual(Lattice g, const REAL *A, const REAL *restrict b, const REAL *restrict x, REAL *restrict r)
+{
+    const long n = array_size(g);
+    long rows[4];
+    const int count = upper_rows(g, rows);
+    const int nx = g.nx;
+    for (int k = 0; k < g.nz; ++k)
+        for (int j = 0; j < g.ny; ++j) {
+            const long p = place(g, k, j, 0);
+            const REAL *restrict d = A + p, *restrict e = A + n + p, *restrict u = x + p;
+            REAL *restrict out = r + p;
+            for (int i = 0; i < nx; ++i) out[i] = d[i] * u[i] + e[i] * u[i + 1] + e[i - 1] * u[i - 1];
+            for (int m = 0; m < count; ++m) {
+                const REAL *restrict a = A + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
+                const REAL *restrict v = u + rows[m], *restrict w = u - rows[m];
+                const long s = rows[m];
+                const int used = g.used >> (2 + 3 * m) & 7;
+                if (used == 7)
+                    for (int i = 0; i < nx; ++i)
+                        out[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1] + a[i + 1 - s] * w[i + 1]
+                                  + c[i - s] * w[i] + f[i - 1 - s] * w[i - 1];
+                else {
+                    if (used & 1) for (int i = 0; i < nx; ++i) out[i] += a[i] * v[i - 1] + a[i + 1 - s] * w[i + 1];
+                    if (used & 2) for (int i = 0; i < nx; ++i) out[i] += c[i] * v[i] + c[i - s] * w[i];
+                    if (used & 4) for (int i = 0; i < nx; ++i) out[i] += f[i] * v[i + 1] + f[i - 1 - s] * w[i - 1];
+                }
+            }
+            if (b) {
+                const REAL *restrict given = b + p;
+                for (int i = 0; i < nx; ++i) out[i] = given[i] - out[i];
+            }
+        }
+}
+
+/* z = M^-1 r with M = (D + L) D^-1 (D + L^T), and x += z unless x is NULL.
+   L^T has the arrays 1, 2, ... of the half stencil U; `inverse` holds 1 / D. y is scratch. */
+void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const REAL *restrict r, REAL *restrict y,
+                   REAL *restrict z, REAL *x)
+{
+    const long n = array_size(g);
+    long rows[4];
+    const int count = upper_rows(g, rows);
+    const int nx = g.nx;
+    REAL sum[nx], factor[nx];
+    for (int k = 0; k < g.nz; ++k)
+        for (int j = 0; j < g.ny; ++j) {
+            const long p = place(g, k, j, 0);
+            const REAL *restrict e = U + n + p, *restrict w = inverse + p;
+            REAL *restrict out = y + p;
+            for (int i = 0; i < nx; ++i) sum[i] = r[p + i];
+            for (int m = 0; m < count; ++m) {
+                const long q = p - rows[m];
+                const REAL *restrict a = U + (2 + 3 * m) * n + q, *restrict c = a + n, *restrict f = c + n;
+                const REAL *restrict v = y + q;
+                const int used = g.used >> (2 + 3 * m) & 7;
+                if (used == 7)
+                    for (int i = 0; i < nx; ++i) sum[i] -= a[i + 1] * v[i + 1] + c[i] * v[i] + f[i - 1] * v[i - 1];
+                else {
+                    if (used & 1) for (int i = 0; i < nx; ++i) sum[i] -= a[i + 1] * v[i + 1];
+                    if (used & 2) for (int i = 0; i < nx; ++i) sum[i] -= c[i] * v[i];
+                    if (used & 4) for (int i = 0; i < nx; ++i) sum[i] -= f[i - 1] * v[i - 1];
+                }
+            }
+            for (int i = 0; i < nx; ++i) { sum[i] *= w[i]; factor[i] = w[i] * e[i - 1]; }
+            REAL last = 0;
+            for (int i = 0; i < nx; ++i) out[i] = last = sum[i] - factor[i] * last;
+        }
+    for (int k = g.nz - 1; k >= 0; --k)
+        for (int j = g.ny - 1; j >= 0; --j) {
+            const long p = place(g, k, j, 0);
+            const REAL *restrict e = U + n + p, *restrict w = inverse + p;
+            REAL *restrict out = z + p;
+            for (int i = 0; i < nx; ++i) sum[i] = 0;
+            for (int m = 0; m < count; ++m) {
+                const REAL *restrict a = U + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
+                const REAL *restrict v = z + p + rows[m];
+                const int used = g.used >> (2 + 3 * m) & 7;
+                if (used == 7)
+                    for (int i = 0; i < nx; ++i) sum[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1];
+                else {
+                    if (used & 1) for (int i = 0; i < nx; ++i) sum[i] += a[i] * v[i - 1];
+                    if (used & 2) for (int i = 0; i < nx; ++i) sum[i] += c[i] * v[i];
+                    if (used & 4) for (int i = 0; i < nx; ++i) sum[i] += f[i] * v[i + 1];
+                }
+            }
+            for (int i = 0; i < nx; ++i) { sum[i] = y[p + i] - w[i] * sum[i]; factor[i] = w[i] * e[i]; }
+            REAL last = 0;
+            for (int i = nx - 1; i >= 0; --i) out[i] = last = sum[i] - factor[i] * last;
+            if (x) for (int i = 0; i < nx; ++i) x[p + i] += out[i];
+        }
+}
+
+/* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that would leave the pattern,
+   `keep` times the modulus is added to the two diagonal entries: with 1 the factors exist for every positive definite
+   A (Ajiz and Jennings 1984), and M - A is positive semidefinite. Returns how many pivots had to be replaced. */
+long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *U, REAL *inverse)
+{
+    const long n = array_size(g);
+    int o[14][3];
+    const int count = half_offsets(g, o);
+    long s[14];
+    /* Pairs (a, b), a < b: the point q couples p = q + o_a and p + o_h = q + o_b; h = -1 where the pattern has no h. */
+    int pairs[91][3], total = 0;
+    for (int a = 1; a < count; ++a) {
+        s[a] = shift(g, o[a]);
+        for (int b = a + 1; b < count; ++b) {
+            const int h = half_index(o[b][0] - o[a][0], o[b][1] - o[a][1], o[b][2] - o[a][2]);
+            if (!is_used(g, a) || !is_used(g, b)) continue;
+            pairs[total][0] = a;
+            pairs[total][1] = b;
+            pairs[total++][2] = h >= 0 && is_used(g, h) ? h : -1;
+        }
+    }
+    const int nx = g.nx;
+    long replaced = 0;
+    for (int k = 0; k < g.nz; ++k)
+        for (int j = 0; j < g.ny; ++j) {
+            const long p = place(g, k, j, 0);
+            for (int h = 1; h < count; ++h) if (is_used(g, h)) memcpy(U + h * n + p, A + h * n + p, nx * sizeof(REAL));
+            REAL pivot[nx], taken[nx];
+            for (int i = 0; i < nx; ++i) { pivot[i] = diagonal[p + i]; taken[i] = 0; }
+            for (int a = 2; a < count; ++a) {
+                if (!is_used(g, a)) continue;
+                const REAL *restrict u = U + a * n + p - s[a], *restrict w = inverse + p - s[a];
+                for (int i = 0; i < nx; ++i) pivot[i] -= u[i] * u[i] * w[i];
+            }
+            for (int t = 0; t < total; ++t) {
+                const int a = pairs[t][0], b = pairs[t][1], h = pairs[t][2];
+                if (a > 1) {
+                    const REAL *restrict u = U + a * n + p - s[a], *restrict v = U + b * n + p - s[a];
+                    const REAL *restrict w = inverse + p - s[a];
+                    REAL *restrict out = h < 0 ? taken : U + h * n + p;
+                    if (h >= 0) for (int i = 0; i < nx; ++i) out[i] -= u[i] * v[i] * w[i];
+                    else for (int i = 0; i < nx; ++i) out[i] += FABS(u[i] * v[i]) * w[i];
+                }
+                if (h < 0) {
+                    const REAL *restrict u = U + a * n + p - s[b], *restrict v = U + b * n + p - s[b];
+                    const REAL *restrict w = inverse + p - s[b];
+                    for (int i = 0; i < nx; ++i) taken[i] += FABS(u[i] * v[i]) * w[i];
+                }
+            }
+            for (int i = 0; i < nx; ++i) pivot[i] += keep * taken[i];
+            /* What the left neighbour hands on, point after point. */
+            for (int i = 0; i < nx; ++i) {
+                if (i) {
+                    const REAL w = inverse[p + i - 1], u = U[n + p + i - 1], share = u * w;
+                    REAL dropped = 0;
+                    pivot[i] -= u * share;
+                    for (int t = 0; t < total && pairs[t][0] == 1; ++t) {
+                        const REAL fill = share * U[pairs[t][1] * n + p + i - 1];
+                        if (pairs[t][2] < 0) dropped += FABS(fill);
+                        else U[pairs[t][2] * n + p + i] -= fill;
+                    }
+                    pivot[i] += keep * dropped;
+                }
+                if (!(pivot[i] > (REAL)1e-3 * diagonal[p + i])) { pivot[i] = diagonal[p + i]; ++replaced; }
+                inverse[p + i] = 1 / pivot[i];
+            }
+        }
+    return replaced;
+}
+
+/* The weights of operator-dependent interpolation: at a fine point the stencil, summed over the directions in which
+   the point lies on the coarse lattice, is solved for the point (Dendy 1982, 3D: Dendy 1986). */
+void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W)
+{
+    const long n = array_size(g), m = array_size(coarse);
+    int o[27][3], order[27], entries = 0;
+    for (int dz = -g.hz; dz <= g.hz; ++dz)
+        for (int dy = -1; dy <= 1; ++dy)
+            for (int dx = -1; dx <= 1; ++dx) { o[entries][0] = dz; o[entries][1] = dy; o[entries++][2] = dx; }
+    int filled = 0;
+    for (int odd = 0; odd <= 3; ++odd)
+        for (int k = 0; k < entries; ++k)
+            if ((o[k][0] != 0) + (o[k][1] != 0) + (o[k][2] != 0) == odd) order[filled++] = k;
+    const int nx = coarse.nx;
+    REAL sums[8][nx];
+    for (int K = 0; K < coarse.nz; ++K)
+        for (int J = 0; J < coarse.ny; ++J) {
+            const long C = place(coarse, K, J, 0);
+            for (int t = 0; t < entries; ++t) {
+                const int k = order[t], *f = o[k];
+                REAL *restrict out = W + k * m + C;
+                if (t == 0) { for (int i = 0; i < nx; ++i) out[i] = 1; continue; }
+                const long p = place(g, 2 * K + f[0], 2 * J + f[1], f[2]);
+                memset(sums, 0, sizeof(sums));
+                for (int e = 0; e < entries; ++e) {
+                    /* Only what points at this parent, or not away along an odd direction, is needed. */
+                    int which = 0, wanted = 1;
+                    for (int axis = 0; axis < 3; ++axis) {
+                        if (!f[axis]) continue;
+                        if (o[e][axis] == -f[axis]) which |= 1 << axis;
+                        else if (o[e][axis] == f[axis]) wanted = 0;
+                    }
+                    if (!wanted) continue;
+                    int h = half_index(o[e][0], o[e][1], o[e][2]);
+                    long q = p;
+                    if (h < 0) { h = half_index(-o[e][0], -o[e][1], -o[e][2]); q += shift(g, o[e]); }
+                    if (!is_used(g, h)) continue;
+                    const REAL *restrict a = A + h * n + q;
+                    REAL *restrict sum = sums[which];
+                    for (int i = 0; i < nx; ++i) sum[i] += a[2 * i];
+                }
+                REAL total[nx];
+                for (int i = 0; i < nx; ++i) total[i] = 0;
+                for (int which = 1; which < 8; ++which) {
+                    int nearer[3], fits = 1;
+                    for (int axis = 0; axis < 3; ++axis) {
+                        nearer[axis] = which & (1 << axis) ? 0 : f[axis];
+                        if ((which & (1 << axis)) && !f[axis]) fits = 0;
+                    }
+                    if (!fits) continue;
+                    const int l = ((nearer[0] + g.hz) * 3 + nearer[1] + 1) * 3 + nearer[2] + 1;
+                    const REAL *restrict v = W + l * m + C, *restrict sum = sums[which];
+                    for (int i = 0; i < nx; ++i) total[i] -= sum[i] * v[i];
+                }
+                const REAL *restrict own = A + p, *restrict centre = sums[0];
+                for (int i = 0; i < nx; ++i) {
+                    const REAL floor = (REAL)1e-6 * own[2 * i];
+                    const REAL value = total[i] / (centre[i] > floor ? centre[i] : floor);
+                    out[i] = own[2 * i] > 0 ? (value < 0 ? 0 : value > 1 ? 1 : value) : 0;
+                }
+            }
+        }
+}
+
+/* The coarse stencils P^T A P. */
+void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac)
+{
+    const long n = array_size(g), m = array_size(coarse);
+    int o[14][3];
+    const int count = half_offsets(coarse, o), hz = g.hz, nx = coarse.nx;
+    /* products[G][C] is P^T A between C and the fine point 2 C + G, where G lies between -2 and 2, from -1 on in the
+       slowest direction, whose other half is not needed. */
+    REAL products[hz ? 125 : 25][nx];
+    for (int K = 0; K < coarse.nz; ++K)
+        for (int J = 0; J < coarse.ny; ++J) {
+            const long C = place(coarse, K, J, 0);
+            for (int z = -hz; z <= 2 * hz; ++z) {
+                for (int y = hz ? -2 : -1; y <= 2; ++y)
+                    for (int x = -2; x <= 2; ++x) {
+                        REAL *restrict out = products[((z + 2 * hz) * 5 + y + 2) * 5 + x + 2];
+                        memset(out, 0, nx * sizeof(REAL));
+                        for (int fz = -hz; fz <= hz; ++fz)
+                            for (int fy = -1; fy <= 1; ++fy)
+                                for (int fx = -1; fx <= 1; ++fx) {
+                                    const int row = 2 * J + fy, plane = 2 * K + fz;
+                                    const int e[3] = {z - fz, y - fy, x - fx};
+                                    if (e[0] < -1 || e[0] > 1 || e[1] < -1 || e[1] > 1 || e[2] < -1 || e[2] > 1) continue;
+                                    const REAL *restrict w = W + (((fz + hz) * 3 + fy + 1) * 3 + fx + 1) * m + C;
+                                    long q = place(g, plane, row, fx);
+                                    int h = half_index(e[0], e[1], e[2]);
+                                    if (h < 0) {
+                                        h = half_index(-e[0], -e[1], -e[2]);
+                                        q += shift(g, e);
+                                        if (row + e[1] < -1) continue; /* beyond the frame */
+                                    }
+                                    if (!is_used(g, h)) continue;
+                                    const REAL *restrict a = A + h * n + q;
+                                    for (int i = 0; i < nx; ++i) out[i] += w[i] * a[2 * i];
+                                }
+                    }
+            }
+            for (int d = 0; d < count; ++d) {
+                REAL *restrict out = Ac + d * m + C;
+                const long D = C + shift(coarse, o[d]);
+                memset(out, 0, nx * sizeof(REAL));
+                for (int k = 0; k < (hz ? 27 : 9); ++k) {
+                    const int f[3] = {hz ? k / 9 - 1 : 0, k / 3 % 3 - 1, k % 3 - 1};
+                    const int G[3] = {f[0] + 2 * o[d][0], f[1] + 2 * o[d][1], f[2] + 2 * o[d][2]};
+                    if (G[0] > 2 || G[1] > 2 || G[2] > 2 || G[1] < -2 || G[2] < -2) continue;
+                    const REAL *restrict t = products[((G[0] + 2 * hz) * 5 + G[1] + 2) * 5 + G[2] + 2];
+                    const REAL *restrict w = W + k * m + D;
+                    for (int i = 0; i < nx; ++i) out[i] += t[i] * w[i];
+                }
+            }
+        }
+}
+
+/* rc = P^T r. */
+void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict r, REAL *restrict rc)
+{
+    const long m = array_size(coarse);
+    const int nx = coarse.nx;
+    for (int K = 0; K < coarse.nz; ++K)
+        for (int J = 0; J < coarse.ny; ++J) {
+            const long C = place(coarse, K, J, 0);
+            REAL *restrict out = rc + C;
+            memset(out, 0, nx * sizeof(REAL));
+            for (int fz = -g.hz; fz <= g.hz; ++fz)
+                for (int fy = -1; fy <= 1; ++fy) {
+                    const REAL *restrict v = r + place(g, 2 * K + fz, 2 * J + fy, 0);
+                    const REAL *restrict a = W + ((fz + g.hz) * 3 + fy + 1) * 3 * m + C, *restrict c = a + m;
+                    const REAL *restrict f = c + m;
+                    for (int i = 0; i < nx; ++i) out[i] += a[i] * v[2 * i - 1] + c[i] * v[2 * i] + f[i] * v[2 * i + 1];
+                }
+        }
+}
+
+/* x += P xc. */
+void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict xc, REAL *restrict x)
+{
+    const long m = array_size(coarse);
+    const int nx = coarse.nx, odd = g.nx / 2;
+    REAL even_part[nx], odd_part[nx];
+    for (int k = 0; k < g.nz; ++k)
+        for (int j = 0; j < g.ny; ++j) {
+            memset(even_part, 0, sizeof(even_part));
+            memset(odd_part, 0, sizeof(odd_part));
+            for (int K = k / 2; K <= (k + 1) / 2; ++K)
+                for (int J = j / 2; J <= (j + 1) / 2; ++J) {
+                    const long C = place(coarse, K, J, 0);
+                    const REAL *restrict a = W + ((k - 2 * K + g.hz) * 3 + j - 2 * J + 1) * 3 * m + C;
+                    const REAL *restrict c = a + m, *restrict f = c + m, *restrict v = xc + C;
+                    for (int i = 0; i < nx; ++i) {
+                        even_part[i] += c[i] * v[i];
+                        odd_part[i] += f[i] * v[i] + a[i + 1] * v[i + 1];
+                    }
+                }
+            REAL *restrict out = x + place(g, k, j, 0);
+            for (int i = 0; i < odd; ++i) { out[2 * i] += even_part[i]; out[2 * i + 1] += odd_part[i]; }
+            if (g.nx % 2) out[g.nx - 1] += even_part[nx - 1];
+        }
+}
+
+/* Where a level has its operators and its vectors. It corrects from the next level `visits` times; the v-th of these
+   steps is taken `lengths[v]` times. */
+typedef struct {
+    Lattice lattice;
+    const REAL *stencils, *factors, *inverse, *weights;
+    REAL *right, *solution, *rest, *half_way, *step, *before;
+    int visits;
+    const REAL *lengths;
+} Level;
+
+/* Smooth the solution of a level's system, from zero unless `again`. */
+static void smooth(const Level *l, int again)
+{
+    if (again) {
+        residual(l->lattice, l->stencils, l->right, l->solution, l->rest);
+        solve_factors(l->lattice, l->factors, l->inverse, l->rest, l->half_way, l->step, l->solution);
+    } else
+        solve_factors(l->lattice, l->factors, l->inverse, l->right, l->half_way, l->solution, NULL);
+}
+
+/* x = before + length (x - before), before = 0 if NULL. */
+static void stretch(Lattice g, REAL length, const REAL *restrict before, REAL *restrict x)
+{
+    const long n = array_size(g);
+    if (length == 1) return;
+    if (before) for (long p = 0; p < n; ++p) x[p] = before[p] + length * (x[p] - before[p]);
+    else for (long p = 0; p < n; ++p) x[p] *= length;
+}
+
+/* One symmetric cycle over `count` levels, of which the last one has a dense inverse. */
+void cycle(const Level *l, int count, const REAL *dense, int again)
+{
+    const Lattice g = l->lattice;
+    if (count == 1) {
+        const long points = (long)g.nz * g.ny * g.nx;
+        for (long p = 0; p < points; ++p) {
+            const REAL *row = dense + p * points;
+            REAL sum = 0;
+            for (int k = 0; k < g.nz; ++k)
+                for (int j = 0; j < g.ny; ++j, row += g.nx)
+                    for (int i = 0; i < g.nx; ++i) sum += row[i] * l->right[place(g, k, j, i)];
+            l->solution[place(g, p / g.nx / g.ny, p / g.nx % g.ny, p % g.nx)] = sum;
+        }
+        return;
+    }
+    smooth(l, again);
+    residual(g, l->stencils, l->right, l->solution, l->rest);
+    restrict_to(g, l[1].lattice, l->weights, l->rest, l[1].right);
+    if (count == 2) cycle(l + 1, 1, dense, 0); /* exact */
+    else for (int visit = 0; visit < l->visits; ++visit) {
+        if (visit) memcpy(l[1].before, l[1].solution, array_size(l[1].lattice) * sizeof(REAL));
+        cycle(l + 1, count - 1, dense, visit);
+        stretch(l[1].lattice, l->lengths[visit], visit ? l[1].before : NULL, l[1].solution);
+    }
+    interpolate(g, l[1].lattice, l->weights, l[1].solution, l->solution);
+    smooth(l, 1);
+}
+
+/* Move entries between PETSc's numbering and the lattice, rounding to and from double. */
+void gather(long count, const int *sources, const int *places, const double *values, REAL *out)
+{
+    for (long i = 0; i < count; ++i) out[places[i]] = (REAL)values[sources[i]];
+}
+
+void scatter(long count, const int *sources, const int *places, const REAL *values, double *out)
+{
+    for (long i = 0; i < count; ++i) out[sources[i]] = values[places[i]];
+}
