@@ -4,6 +4,7 @@ Found on validation seeds by ``python -c "from pdeopt.bench.linear_rivals import
 each kind of solver that is at most five times as slow as the best of all, as larger systems may turn their order.
 Those of "square, constant", "cube, constant", "mesh in 2D, lognormal, degree 2", "mesh in 2D, anisotropy, degree 2",
 "mesh in 3D, inclusions, degree 2" are taken from a near group.
+Those of elasticity in space stem from one small system of each setting, not from the sweep.
 """
 
 from collections.abc import Mapping
