@@ -110,6 +110,9 @@ def own_arms(case: LinearCase, dimension: int) -> Mapping[str, Arm]:
     arms: dict[str, Arm] = {}
     for name, options in petsc_arms(dimension).items():
         kind = name.partition(":")[0]
+        # SOR on a coarse matrix with empty blocks gives NaN or ends the process (PETSc 3.25).
+        if case.A.getBlockSize() > 1 and "aggressive 0" in name and "SOR" in name:
+            continue
         if serial or kind != "Eisenstat":
             blocks = not serial and kind in ("ICC", "ILU")
             arms[name] = functools.partial(
