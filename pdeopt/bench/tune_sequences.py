@@ -71,7 +71,7 @@ class Sequence:
         self.matrix, self.b = fem.petsc.create_matrix(self._a), fem.petsc.create_vector(space)
         if elastic:
             self.modes = rigid_body_modes(space)
-            self.matrix.setNearNullSpace(PETSc.NullSpace().create([mode.x.petsc_vec for mode in self.modes]))
+            self.matrix.setNearNullSpace(PETSc.NullSpace().create(vectors=[mode.x.petsc_vec for mode in self.modes]))
         self._centres = _centres(cells)
 
     def assemble(self) -> Step:
