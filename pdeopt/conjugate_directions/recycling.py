@@ -6,8 +6,8 @@ From the directions of a solve and the vectors kept so far come the k combinatio
 
 the slow modes that a one-level preconditioner leaves. The next solve begins with its error A-orthogonal to them, and
 its directions stay so: deflated conjugate gradients of Saad, Yeung, Erhel and Guyomarc'h (SIAM J. Sci. Comput. 21,
-2000), here for a matrix that has changed meanwhile. They rank by (A u)' P^-1 (A u) / u'Au
-instead, by which vectors of a former matrix, though rich in slow modes, look fast for their rough part.
+2000), here for a matrix that has changed meanwhile. They rank by
+(A u)' P^-1 (A u) / u'Au, at an application of the preconditioner for each vector.
 """
 
 from mpi4py import MPI
