@@ -192,10 +192,14 @@ class GridLayout:
 
 
 def _cut(layers: int, ranks: int) -> tuple[Integers, int]:
-    """Cut layers into slabs that begin at multiples of the greatest power of two up to a quarter of their thickness."""
+    """Cut layers into slabs that begin at multiples of a power of two, and say how often they can be halved.
+
+    Visits double from level to level, and with them the messages. So only the first levels are cut, as many as leave
+    the rest that every rank does a small share of its work.
+    """
     if ranks == 1:
         return np.array([0, layers]), layers.bit_length()
-    depth = max(0, (layers // (4 * ranks)).bit_length() - 1)
+    depth = min(ranks.bit_length(), max(0, (layers // (4 * ranks)).bit_length() - 1))
     unit = 2**depth
     cuts = np.round(np.arange(1, ranks) * layers / ranks / unit).astype(np.int64) * unit
     return np.concatenate([[0], cuts, [layers]]), depth
