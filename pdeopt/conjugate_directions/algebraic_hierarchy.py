@@ -6,7 +6,9 @@ of interpolation across the ranks, are PETSc's.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from mpi4py import MPI
@@ -19,7 +21,7 @@ from pdeopt.conjugate_directions._packages import require_package
 from pdeopt.parallel import collective_errors
 from pdeopt.report import InputError
 
-__all__ = ["Constants", "Level", "LocalRows", "build_hierarchy", "choose_constants"]
+__all__ = ["Constants", "Level", "LocalRows", "build_hierarchy", "choose_constants", "renew_values"]
 
 type Array = npt.NDArray[np.float64]
 type Flags = npt.NDArray[np.bool_]
@@ -164,6 +166,13 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants, rows: "LocalRows") 
         matrix.setBlockSize(block_size)
         _mend_diagonal(matrix)
     return [*levels, Level(matrix, None)]
+
+
+def renew_values(levels: Sequence[Level]) -> None:
+    """Make the coarse matrices again, of a finest one with new values in the same pattern. Collective: yes."""
+    for fine, coarse in itertools.pairwise(levels):
+        fine.matrix.ptap(fine.interpolation, result=coarse.matrix)
+        _mend_diagonal(coarse.matrix)
 
 
 # --- one level --------------------------------------------------------------------------------------------------------
