@@ -86,7 +86,7 @@ PARTS = {
     "unseen systems": (linear_systems.measure, {"4a", "4c", "4d"}),
     "growth, ranks, symmetry": (linear_checks.measure, {"5b grid", "5b algebraic"}),
     "conjugate directions": (linear_directions.measure, {"6b"}),
-    "matrices that do not fit": (linear_unfit.measure, {"7a"}),
+    "matrices that do not fit": (linear_unfit.measure, set()),
 }
 
 

@@ -66,21 +66,17 @@ def test_every_spoilt_proposal_is_replaced(case):
 
 
 def test_asymmetry_and_a_negative_direction_are_seen(case):
-    class Planted:
-        factor = 1.0
-
-        def setUp(self, pc):
-            pass
-
-        def apply(self, pc, x, y):
+    def planted(factor):
+        def cycle(x, y):
             x.copy(y)
-            y.array_w[0] += self.factor * x.array_r[1]
+            y.array_w[0] += factor * x.array_r[1]
 
-    skew, least = linear_checks._products(case.A, Planted(), 20)
+        return cycle
+
+    skew, least = linear_checks._products(case.A, planted(1.0), 20)
     assert skew > 1e-6
     assert least > 0.0
-    Planted.factor = 1e3
-    assert linear_checks._products(case.A, Planted(), 50)[1] < 0.0
+    assert linear_checks._products(case.A, planted(1e3), 50)[1] < 0.0
 
 
 def test_silence_and_a_reason_without_a_sentence_are_counted(monkeypatch):
