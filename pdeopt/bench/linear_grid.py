@@ -37,18 +37,27 @@ _SETTINGS = {
 }
 
 
-class _Grid:
-    """The grid body as a PETSc preconditioner that keeps what it knows of the pattern."""
+class GridArm:
+    """The grid body as a PETSc preconditioner that keeps what it knows of the pattern.
 
-    def __init__(self, case: LinearCase) -> None:
+    Parameters
+    ----------
+    case
+        What it solves.
+    mirrored
+        Whether the lattice runs against the first coordinate.
+    """
+
+    def __init__(self, case: LinearCase, mirrored: bool = False) -> None:
         self._case, self.settings = case, CycleSettings()
+        self._places = case.coordinates * [-1.0, 1.0, 1.0] if mirrored else case.coordinates
         self._body: GridMultigrid | None = None
 
     def setUp(self, pc: PETSc.PC) -> None:
         """Take the matrix. Collective: yes."""
         matrix = pc.getOperators()[1]
         if self._body is None:
-            self._body = GridMultigrid(matrix, self._case.coordinates, self.settings)
+            self._body = GridMultigrid(matrix, self._places, self.settings)
         else:
             self._body.settings = self.settings
             self._body.update(matrix)
@@ -94,7 +103,7 @@ def _family(study: Study, domain: str, kind: str, size: int, seeds: int) -> floa
     ratios, first, steps, totals = [], [], [], []
     for sample in range(seeds):
         case = FAMILIES[name].case(study.comm, size, study.settings.seed + sample)
-        grid = _Grid(case)
+        grid = GridArm(case)
         started = dataclasses.replace(grid.solve("first", CycleSettings()), arm="grid: first")
         own = [_best(grid, name, settings) for name, settings in _SETTINGS.items()]
         wanted = CONSTANTS.get(FAMILIES[name].group) or _RIVALS
@@ -125,7 +134,7 @@ def _family(study: Study, domain: str, kind: str, size: int, seeds: int) -> floa
     return float(statistics.median(steps))
 
 
-def _best(grid: _Grid, name: str, settings: CycleSettings, rounds: int = 2) -> Outcome:
+def _best(grid: GridArm, name: str, settings: CycleSettings, rounds: int = 2) -> Outcome:
     """Return the fastest of some solves."""
     return min((grid.solve(name, settings) for _ in range(rounds)), key=lambda outcome: outcome.total_cpu)
 

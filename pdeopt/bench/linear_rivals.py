@@ -7,7 +7,7 @@ fastest of them on a system. Seconds are those of the processor, as other jobs d
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from mpi4py import MPI
 
@@ -17,8 +17,6 @@ from pdeopt.bench.linear_constants import CONSTANTS
 from pdeopt.bench.linear_debian import debian_arms, solve_by_debian
 from pdeopt.bench.linear_families import FAMILIES, LinearCase
 from pdeopt.bench.linear_outcome import Outcome
-from pdeopt.bench.linear_sequence_arms import classical_arms, replay
-from pdeopt.bench.linear_sequences import SEQUENCES, Systems
 from pdeopt.bench.study import Study
 from pdeopt.report import InputError
 
@@ -134,7 +132,7 @@ def _best_of_kinds(seconds: dict[str, float], count: int) -> list[str]:
 
 
 def measure(study: Study, quick: bool) -> None:
-    """Print the classical solvers on every family, on two ranks, and over sequences of matrices. Collective: yes.
+    """Print the classical solvers on every family, and on two ranks. Collective: yes.
 
     These are the bars that learned solvers are compared with, and make no claim of their own.
     """
@@ -146,8 +144,6 @@ def measure(study: Study, quick: bool) -> None:
             _table(study, name, size if family.degree == 1 else size // 2**family.dimension)
     for name in _QUICK_FAMILIES[:1] if quick else _ON_TWO_RANKS:
         _on_two_ranks(study, name, sizes[FAMILIES[name].domain][0])
-    for name in ("samples",) if quick else SEQUENCES:
-        _sequence(study, name, SEQUENCES[name], quick)
 
 
 def _table(study: Study, name: str, size: int) -> None:
@@ -194,31 +190,6 @@ def solve_on_ranks(comm: MPI.Comm, family: str, size: int, seed: int, arms: list
     outcomes = comm.bcast(solve(case, arms))  # each rank has its own seconds, but all must choose alike
     case.destroy()
     return min(outcomes, key=lambda outcome: outcome.total).row()
-
-
-def _sequence(study: Study, name: str, systems: Callable[..., Systems], quick: bool) -> None:
-    """Add a row for each classical arm over a sequence of matrices."""
-    dimension = 3 if "3D" in name else 2
-    size, steps = ((12, 5) if dimension == 2 else (6, 5)) if quick else ((384, 50) if dimension == 2 else (44, 50))
-    say(study.comm, f"  sequence: {name}")
-    outcomes = replay(systems(study.comm, size, steps, study.settings.seed), classical_arms(dimension))
-    fresh = sum(outcome.total_cpu for outcome in outcomes["GAMG fresh, default"])
-    for arm, found in outcomes.items():
-        total = sum(outcome.total_cpu for outcome in found)
-        study.row(
-            "Sequences of matrices: classical solvers",
-            {
-                "sequence": name,
-                "cells a side": size,
-                "matrices": steps,
-                "arm": arm,
-                "iterations": sum(outcome.iterations for outcome in found),
-                "CPU [s]": total,
-                "wall [s]": sum(outcome.total for outcome in found),
-                "over fresh GAMG": total / fresh,
-                "worst residual": max(outcome.residual for outcome in found),
-            },
-        )
 
 
 _FULL = {

@@ -112,6 +112,7 @@ class GridLayout:
     def _plan_entries(self, matrix: PETSc.Mat, owner: Integers, position: Integers) -> None:
         """Find the place of each entry of the positive half."""
         indptr, columns, _ = matrix.getValuesCSR()
+        self._pattern = indptr, columns
         rows = np.repeat(np.arange(len(position), dtype=np.int32), np.diff(indptr))
         step = self._remote(matrix, position, columns) - position[rows]
         # The frame keeps steps to neighbours apart from all others.
@@ -159,6 +160,12 @@ class GridLayout:
             thing.destroy()
         return found
 
+    def fits(self, matrix: PETSc.Mat) -> bool:
+        """Return whether a matrix has its entries where that of the layout has. Collective: yes."""
+        indptr, columns, _ = matrix.getValuesCSR()
+        same = np.array_equal(indptr, self._pattern[0]) and np.array_equal(columns, self._pattern[1])
+        return bool(self.comm.allreduce(same, op=MPI.LAND))
+
     def stencils(self, matrix: PETSc.Mat) -> tuple[Array, Array]:
         """Return the matrix's stencils and row sums on this rank's slab.
 
@@ -185,10 +192,14 @@ class GridLayout:
 
 
 def _cut(layers: int, ranks: int) -> tuple[Integers, int]:
-    """Cut layers into slabs that begin at multiples of the greatest power of two up to a quarter of their thickness."""
+    """Cut layers into slabs that begin at multiples of a power of two, and say how often they can be halved.
+
+    Visits double from level to level, and with them the messages. So only the first levels are cut, as many as leave
+    the rest that every rank does a small share of its work.
+    """
     if ranks == 1:
         return np.array([0, layers]), layers.bit_length()
-    depth = max(0, (layers // (4 * ranks)).bit_length() - 1)
+    depth = min(ranks.bit_length(), max(0, (layers // (4 * ranks)).bit_length() - 1))
     unit = 2**depth
     cuts = np.round(np.arange(1, ranks) * layers / ranks / unit).astype(np.int64) * unit
     return np.concatenate([[0], cuts, [layers]]), depth
