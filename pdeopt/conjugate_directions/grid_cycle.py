@@ -9,6 +9,7 @@ import numpy as np
 
 from pdeopt.conjugate_directions.grid_coarsening import coarsen
 from pdeopt.conjugate_directions.grid_slabs import Slabs
+from pdeopt.conjugate_directions.grid_smoother import Factors
 from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
 from pdeopt.report import InputError
 
@@ -64,12 +65,9 @@ class _Level:
 
     def __init__(self, lattice: Lattice, stencils: Array, sums: Array, slabs: Slabs, settings: CycleSettings) -> None:
         self.lattice, self.slabs, kernels = lattice, slabs, lattice.kernels
-        self._kernels, pointer = kernels, kernels.pointer
+        self._kernels = kernels
         self.right, self.solution, self.rest = lattice.values(), lattice.values(), lattice.values()
-        self._factors, self._inverse = np.zeros_like(stencils), lattice.values()
-        diagonal, keep = self._diagonal(stencils), settings.keep
-        arrays = map(pointer, (self._factors, self._inverse))
-        kernels.library.factorise(lattice.c, pointer(stencils), pointer(diagonal), keep, *arrays)
+        self._factors = Factors(lattice, stencils, slabs, settings.keep)
         self._stencils, self._sums = stencils, sums
         self._half_way, self._step = lattice.values(), lattice.values()
         self.coarse, self._weights, self.coarse_stencils = coarsen(lattice, stencils, slabs)
@@ -79,39 +77,25 @@ class _Level:
     def structure(self) -> dict[str, Any]:
         """Return what the kernels need to know of the level, while the level lives."""
         arrays = {
-            "stencils": self._stencils, "sums": self._sums, "factors": self._factors, "inverse": self._inverse,
-            "weights": self._weights,
+            "stencils": self._stencils, "sums": self._sums, "weights": self._weights,
+            "factors": self._factors.values, "inverse": self._factors.inverse,
             "right": self.right, "solution": self.solution, "rest": self.rest, "half_way": self._half_way,
             "step": self._step, "before": self._before, "lengths": self.lengths,
         }  # fmt: skip
         pointers = {name: self._kernels.pointer(array) for name, array in arrays.items()}
         return {"lattice": self.lattice.c, "visits": len(self.lengths), **pointers}
 
-    def _diagonal(self, stencils: Array) -> Array:
-        """Add the moduli of the couplings that a cut severs: what the ranks invert then stays above the operator."""
-        if not self.slabs.cut:
-            return stencils[0]
-        diagonal = stencils[0].copy()
-        for offset, values in zip(self.lattice.halves, stencils, strict=True):
-            if offset[0]:
-                diagonal[-2] += np.abs(values[-2])
-                # Of the layer below, whose points couple with those of the first layer.
-                diagonal[1] += np.abs(np.roll(values[0], offset[1:], axis=tuple(range(values.ndim - 1))))
-        return diagonal
-
     def _call(self, name: str, *arrays: Array | None) -> None:
         pointers = [self._kernels.null if array is None else self._kernels.pointer(array) for array in arrays]
         getattr(self._kernels.library, name)(self.lattice.c, *pointers)
 
     def smooth(self, again: bool) -> None:
-        """Smooth the solution within each slab, from zero unless ``again``. Collective: yes."""
+        """Smooth the solution, from zero unless ``again``. Collective: yes."""
         if again:
             self.subtract()
-            factors = (self._factors, self._inverse, self.rest, self._half_way, self._step)
-            self._call("solve_factors", *factors, self.solution)
+            self._factors.solve(self.rest, self._half_way, self._step, self.solution)
         else:
-            self.solution[[0, -1]] = 0.0  # a slab sees nothing of its neighbours
-            self._call("solve_factors", self._factors, self._inverse, self.right, self._half_way, self.solution, None)
+            self._factors.solve(self.right, self._half_way, self.solution)
 
     def subtract(self) -> None:
         """Compute what is left of the right-hand side. Collective: yes."""
@@ -151,8 +135,8 @@ class GridCycle:
 
     Each smoothing step takes the residual through incomplete factors :math:`(D + L) D^{-1} (D + L^T)`, which are exact
     for couplings along one axis or diagonal of the lattice, however strong; each level is smoothed once before and once
-    after its correction. On several ranks each one smooths within its slab. From where slabs can no longer be halved,
-    every rank has the whole lattice and does the same.
+    after its correction. The first few levels are cut over the ranks; below, where messages would cost more than they
+    save, every rank has the whole lattice and does the same.
 
     Parameters
     ----------

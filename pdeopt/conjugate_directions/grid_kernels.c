@@ -94,19 +94,41 @@ void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *restrict b
         }
 }
 
-/* z = M^-1 r with M = (D + L) D^-1 (D + L^T), and x += z unless x is NULL.
-   L^T has the arrays 1, 2, ... of the half stencil U; `inverse` holds 1 / D. y is scratch. */
-void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const REAL *restrict r, REAL *restrict y,
-                   REAL *restrict z, REAL *x)
+/* Unknowns are eliminated layer after layer of the slowest direction (rows in 2D, planes in 3D), from the first one or,
+   with `down`, from the last one. What couples layers is then stored the other way round: array h of the factors holds
+   the coupling of p with p + o_h, of which the slowest component is taken with the opposite sign. */
+static int number_of_layers(Lattice g) { return g.hz ? g.nz : g.ny; }
+static int rows_per_layer(Lattice g) { return g.hz ? g.ny : 1; }
+
+/* The place of the first point in row j of the layer that is eliminated as the l-th. */
+static long row_of_layer(Lattice g, int down, int l, int j)
+{
+    const int layer = down ? number_of_layers(g) - 1 - l : l;
+    return g.hz ? place(g, layer, j, 0) : place(g, 0, layer, 0);
+}
+
+static int later_rows(Lattice g, int down, long *rows)
+{
+    const int count = upper_rows(g, rows);
+    if (!down) return count;
+    if (!g.hz) rows[0] = -rows[0];
+    else for (int m = 1; m < count; ++m) rows[m] -= 2 * plane_size(g);
+    return count;
+}
+
+/* y = (D + L)^-1 r with M = (D + L) D^-1 (D + L^T), on the layers from the first-th to before the last-th.
+   L^T has the arrays 1, 2, ... of the half stencil U; `inverse` holds 1 / D. */
+void forward(Lattice g, int down, int first, int last, const REAL *U, const REAL *restrict inverse,
+             const REAL *restrict r, REAL *restrict y)
 {
     const long n = array_size(g);
     long rows[4];
-    const int count = upper_rows(g, rows);
+    const int count = later_rows(g, down, rows);
     const int nx = g.nx;
     REAL sum[nx], factor[nx];
-    for (int k = 0; k < g.nz; ++k)
-        for (int j = 0; j < g.ny; ++j) {
-            const long p = place(g, k, j, 0);
+    for (int l = first; l < last; ++l)
+        for (int j = 0; j < rows_per_layer(g); ++j) {
+            const long p = row_of_layer(g, down, l, j);
             const REAL *restrict e = U + n + p, *restrict w = inverse + p;
             REAL *restrict out = y + p;
             for (int i = 0; i < nx; ++i) sum[i] = r[p + i];
@@ -124,12 +146,23 @@ void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const
                 }
             }
             for (int i = 0; i < nx; ++i) { sum[i] *= w[i]; factor[i] = w[i] * e[i - 1]; }
-            REAL last = 0;
-            for (int i = 0; i < nx; ++i) out[i] = last = sum[i] - factor[i] * last;
+            REAL last_one = 0;
+            for (int i = 0; i < nx; ++i) out[i] = last_one = sum[i] - factor[i] * last_one;
         }
-    for (int k = g.nz - 1; k >= 0; --k)
-        for (int j = g.ny - 1; j >= 0; --j) {
-            const long p = place(g, k, j, 0);
+}
+
+/* z = (D + L^T)^-1 D y on the layers from before the last-th back to the first-th, and x += z unless x is NULL. */
+void backward(Lattice g, int down, int first, int last, const REAL *U, const REAL *restrict inverse,
+              const REAL *restrict y, REAL *restrict z, REAL *x)
+{
+    const long n = array_size(g);
+    long rows[4];
+    const int count = later_rows(g, down, rows);
+    const int nx = g.nx;
+    REAL sum[nx], factor[nx];
+    for (int l = last - 1; l >= first; --l)
+        for (int j = rows_per_layer(g) - 1; j >= 0; --j) {
+            const long p = row_of_layer(g, down, l, j);
             const REAL *restrict e = U + n + p, *restrict w = inverse + p;
             REAL *restrict out = z + p;
             for (int i = 0; i < nx; ++i) sum[i] = 0;
@@ -146,10 +179,30 @@ void solve_factors(Lattice g, const REAL *U, const REAL *restrict inverse, const
                 }
             }
             for (int i = 0; i < nx; ++i) { sum[i] = y[p + i] - w[i] * sum[i]; factor[i] = w[i] * e[i]; }
-            REAL last = 0;
-            for (int i = nx - 1; i >= 0; --i) out[i] = last = sum[i] - factor[i] * last;
+            REAL last_one = 0;
+            for (int i = nx - 1; i >= 0; --i) out[i] = last_one = sum[i] - factor[i] * last_one;
             if (x) for (int i = 0; i < nx; ++i) x[p + i] += out[i];
         }
+}
+
+/* What the layer eliminated last takes from the right-hand side of a layer behind it: out, of one layer with its frame
+   (rows of nx + 2; ny + 2 of them in 3D, one in 2D), has to be zero. */
+void hand_on(Lattice g, int down, const REAL *U, const REAL *restrict y, REAL *restrict out)
+{
+    const long n = array_size(g);
+    for (int j = 0; j < rows_per_layer(g); ++j) {
+        const long p = row_of_layer(g, down, number_of_layers(g) - 1, j);
+        for (int m = -g.hz; m <= g.hz; ++m) {
+            const int first = g.hz ? 5 + 3 * (m + 1) : 2;
+            const REAL *restrict a = U + first * n + p, *restrict c = a + n, *restrict f = c + n;
+            REAL *restrict to = out + (g.hz ? (j + 1 + m) * row_length(g) : 0) + 1;
+            for (int i = 0; i < g.nx; ++i) {
+                to[i - 1] += a[i] * y[p + i];
+                to[i] += c[i] * y[p + i];
+                to[i + 1] += f[i] * y[p + i];
+            }
+        }
+    }
 }
 
 /* What goes to two diagonal entries for the dropped entry -product between them: what is dropped of the other sign
@@ -159,8 +212,9 @@ static REAL lumped(REAL product, REAL keep) { return product > 0 ? keep * produc
 /* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that
    would leave the pattern something goes to the two diagonal entries, see `lumped`: with keep = 1 its modulus, so that
    the factors exist for every positive definite A (Ajiz and Jennings 1984), and M - A is positive semidefinite. Returns
-   how many pivots had to be replaced. */
-long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *U, REAL *inverse)
+   how many pivots had to be replaced. With `down`, A is stored as the factors are. */
+long factorise(Lattice g, int down, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
+               REAL *inverse)
 {
     const long n = array_size(g);
     int o[14][3];
@@ -170,6 +224,7 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
     int pairs[91][3], total = 0;
     for (int a = 1; a < count; ++a) {
         s[a] = shift(g, o[a]);
+        if (down) s[a] -= 2 * (g.hz ? o[a][0] * plane_size(g) : o[a][1] * row_length(g));
         for (int b = a + 1; b < count; ++b) {
             const int h = half_index(o[b][0] - o[a][0], o[b][1] - o[a][1], o[b][2] - o[a][2]);
             if (!is_used(g, a) || !is_used(g, b)) continue;
@@ -180,9 +235,9 @@ long factorise(Lattice g, const REAL *A, const REAL *diagonal, REAL keep, REAL *
     }
     const int nx = g.nx;
     long replaced = 0;
-    for (int k = 0; k < g.nz; ++k)
-        for (int j = 0; j < g.ny; ++j) {
-            const long p = place(g, k, j, 0);
+    for (int l = first; l < last; ++l)
+        for (int j = 0; j < rows_per_layer(g); ++j) {
+            const long p = row_of_layer(g, down, l, j);
             for (int h = 1; h < count; ++h) if (is_used(g, h)) memcpy(U + h * n + p, A + h * n + p, nx * sizeof(REAL));
             REAL pivot[nx], taken[nx];
             for (int i = 0; i < nx; ++i) { pivot[i] = diagonal[p + i]; taken[i] = 0; }
@@ -403,11 +458,12 @@ typedef struct {
 /* Smooth the solution of a level's system, from zero unless `again`. */
 static void smooth(const Level *l, int again)
 {
-    if (again) {
-        residual(l->lattice, l->stencils, l->sums, l->right, l->solution, l->rest);
-        solve_factors(l->lattice, l->factors, l->inverse, l->rest, l->half_way, l->step, l->solution);
-    } else
-        solve_factors(l->lattice, l->factors, l->inverse, l->right, l->half_way, l->solution, NULL);
+    const Lattice g = l->lattice;
+    const int layers = number_of_layers(g);
+    if (again) residual(g, l->stencils, l->sums, l->right, l->solution, l->rest);
+    forward(g, 0, 0, layers, l->factors, l->inverse, again ? l->rest : l->right, l->half_way);
+    backward(g, 0, 0, layers, l->factors, l->inverse, l->half_way, again ? l->step : l->solution,
+             again ? l->solution : NULL);
 }
 
 /* x = before + length (x - before), before = 0 if NULL. */
@@ -446,6 +502,27 @@ void cycle(const Level *l, int count, const REAL *dense, int again)
     }
     interpolate(g, l[1].lattice, l->weights, l[1].solution, l->solution);
     smooth(l, 1);
+}
+
+/* Find the places of the entries of a matrix's rows in its stencils: of those that couple with a place not before their
+   own, their indices and places, and which arrays they fill. `to` holds the place of each entry's column, half[step] is
+   the array of the entries a step further on, or -1; an owner's array begins at `start` and is `size` long. Returns
+   their number, or -1 - e where entry e couples with what is no neighbour. */
+long find_entries(long rows, const int *indptr, const long *from, const long *to, long span, const int *half,
+                  const long *start, const long *size, int *entries, long *places, int *used)
+{
+    long count = 0;
+    for (long row = 0; row < rows; ++row)
+        for (int e = indptr[row]; e < indptr[row + 1]; ++e) {
+            const long step = to[e] - from[row];
+            if (step < 0) continue;
+            const int h = step < span ? half[step] : -1;
+            if (h < 0) return -1 - (long)e;
+            *used |= 1 << h;
+            entries[count] = e;
+            places[count++] = start[row] + h * size[row];
+        }
+    return count;
 }
 
 /* Move entries between PETSc's numbering and the lattice, rounding to and from double. */

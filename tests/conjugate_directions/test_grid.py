@@ -9,6 +9,7 @@ from grid_problems import Diffusion, solve
 
 from pdeopt.conjugate_directions import CycleSettings, GridMultigrid
 from pdeopt.conjugate_directions.grid_coarsening import coarsen
+from pdeopt.conjugate_directions.grid_cycle import GridCycle
 from pdeopt.conjugate_directions.grid_kernels import load_kernels
 from pdeopt.conjugate_directions.grid_layout import GridLayout
 from pdeopt.conjugate_directions.grid_slabs import Slabs
@@ -159,6 +160,43 @@ def test_solves_in_single_precision_to_1e8_and_takes_new_values():
     again, residual = solve(problem.matrix, problem.right, body)
     assert residual < 1e-8
     assert abs(again - iterations) <= 1
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize(("strong", "wanted"), [((1.0, 3.0), 5), ((0.0, 1.0), 2), (None, 5)])
+def test_iterations_do_not_grow_with_the_ranks(strong, wanted):
+    problem = Diffusion("triangle", (24, 60), strong)
+    iterations, residual = solve(problem.matrix, problem.right, GridMultigrid(problem.matrix, problem.places))
+    assert residual < 1e-8
+    assert iterations == pytest.approx(wanted, abs=1)
+
+
+class Counting:
+    """A communicator that counts what is sent."""
+
+    def __init__(self, comm):
+        self.comm, self.messages = comm, 0
+
+    def __getattr__(self, name):
+        self.messages += name in ("Send", "Sendrecv", "Allgatherv")
+        return getattr(self.comm, name)
+
+
+@pytest.mark.parallel([2, 3])
+def test_messages_do_not_grow_with_the_mesh():
+    counts = []
+    for layers in (200, 400):
+        problem = Diffusion("triangle", (6, layers))
+        layout, comm = (
+            GridLayout(problem.matrix, problem.places, load_kernels(MPI.COMM_WORLD, np.float32)),
+            MPI.COMM_WORLD,
+        )
+        slabs = Slabs(Counting(comm), layout.starts)
+        cycle = GridCycle(layout.lattice, *layout.stencils(problem.matrix), slabs, layout.depth)
+        slabs.comm.messages = 0
+        cycle.apply()
+        counts.append(max(comm.allgather(slabs.comm.messages)))
+    assert counts[0] == counts[1] < 50
 
 
 def test_jumps_by_a_million_cost_single_precision_no_iterations():

@@ -1,0 +1,193 @@
+"""Incomplete factors of stencils across the slabs of a few ranks: the smoother of multigrid on lattices."""
+
+import dataclasses
+
+import numpy as np
+
+from pdeopt.conjugate_directions.grid_slabs import Slabs
+from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
+
+__all__ = ["Factors"]
+
+# Ranks whose slabs are factorised as one. Two work side by side, of three the middle one waits for the others.
+_CHAIN = 3
+
+
+class Factors:
+    r"""Modified incomplete factors :math:`M = (D + L) D^{-1} (D + L^T)` of a symmetric matrix on its own pattern.
+
+    Dropped couplings are lumped after Ajiz and Jennings (Int. J. Numer. Methods Eng. 20, 1984), so that M exists and
+    M - A is positive semidefinite. The unknowns are eliminated layer by layer, the lower ranks' upwards and the upper
+    ones' downwards, until they meet: the twisted factorisation (van der Vorst, Parallel Comput. 5, 1987). So a cut does
+    no harm, and two ranks never wait for each other. More than ``chain`` ranks would wait longer than they work: they
+    form groups, between which the couplings are severed and their moduli added to the diagonal.
+
+    Parameters
+    ----------
+    lattice, stencils
+        This rank's slab and the matrix on it; the stencils' outer layers hold the neighbours' values.
+    slabs
+        How the lattice is cut.
+    keep
+        Share of the dropped couplings, of those that smooth vectors feel, that goes to the diagonal; 1 is safe.
+    chain
+        Ranks in a group, at most.
+
+    Attributes
+    ----------
+    values, inverse
+        L^T as stencils, and 1 / D.
+
+    Collective: yes.
+    """
+
+    def __init__(self, lattice: Lattice, stencils: Array, slabs: Slabs, keep: float, chain: int = _CHAIN) -> None:
+        self._lattice, self._kernels, self._comm = lattice, lattice.kernels, slabs.comm
+        self._find_neighbours(chain)
+        if self._down:
+            bits = sum(1 << h for h, opposite in enumerate(self._opposite()) if lattice.used >> opposite & 1)
+            self._lattice = dataclasses.replace(lattice, used=bits)
+        layers = lattice.shape[0]
+        self._first, self._last = (layers, 1) if self._down else (1, layers)
+        self.values, self.inverse = np.zeros_like(stencils), lattice.values()
+        if not slabs.cut:
+            self._factorise(stencils, stencils[0], keep, 0, layers)
+            return
+        oriented = self._oriented(stencils)
+        diagonal = self._sever(stencils)
+        if self._begin is not None:
+            self._add(self._receive(self._begin, oriented), oriented, diagonal, self._first)
+        self._factorise(oriented, diagonal, keep, 0, layers - 1)
+        if self._end is not None:
+            self._add(self._receive(self._end, oriented), oriented, diagonal, self._last)
+        self._factorise(oriented, diagonal, keep, layers - 1, layers)
+        if self._later is not None:
+            self._comm.Send(self._fill(oriented, keep), self._later)
+
+    def _find_neighbours(self, chain: int) -> None:
+        """Find which way to go, and which ranks come before the first, before the last and after the last layer."""
+        size, rank = self._comm.size, self._comm.rank
+        group = next(part for part in np.array_split(np.arange(size), -(-size // chain)) if rank in part)
+        below = rank - 1 if rank > group[0] else None
+        above = rank + 1 if rank < group[-1] else None
+        middle = group[len(group) // 2]
+        self._severed = (rank > 0 and below is None, rank + 1 < size and above is None)
+        self._down = below is not None and rank >= middle
+        self._begin, beyond = (above, below) if self._down else (below, above)
+        self._end: int | None = beyond if rank == middle else None
+        self._later: int | None = None if rank == middle else beyond
+
+    def _opposite(self) -> list[int]:
+        """Return for each array of a stencil the one of the slab turned upside down."""
+        halves = self._lattice.halves
+        return [halves.index((1, *(-o for o in offset[1:])) if offset[0] else offset) for offset in halves]
+
+    def _oriented(self, stencils: Array) -> Array:
+        """Return a copy that holds couplings with the layers that come later, without those that nobody asks for."""
+        oriented, axes = stencils.copy(), tuple(range(stencils.ndim - 1))
+        for h, (offset, opposite) in enumerate(zip(self._lattice.halves, self._opposite(), strict=True)):
+            if offset[0] and self._down:  # with the layer below: as its point has it
+                oriented[h] = np.roll(stencils[opposite], (1, *(-o for o in offset[1:])), axes)
+            if offset[0] and self._later is None:
+                oriented[h, self._last] = 0.0
+        return oriented
+
+    def _sever(self, stencils: Array) -> Array:
+        """Return the diagonal plus the moduli of the severed couplings: what is inverted stays above the matrix."""
+        diagonal = stencils[0].copy()
+        for offset, values in zip(self._lattice.halves, stencils, strict=True):
+            if offset[0] and self._severed[1]:
+                diagonal[-2] += np.abs(values[-2])
+            if offset[0] and self._severed[0]:  # of the layer below, whose points couple with those of the first layer
+                diagonal[1] += np.abs(_moved(values[0], offset))
+        return diagonal
+
+    def _fill(self, oriented: Array, keep: float) -> Array:
+        """Return what eliminating the last layer does to the stencils within the layer behind it."""
+        halves, used = self._lattice.halves, self._lattice.used
+        fill = np.zeros((self._within(), *oriented.shape[2:]), oriented.dtype)
+        last, inverse = self.values[:, self._last], self.inverse[self._last]
+        numbers = [h for h in range(1, len(halves)) if used >> h & 1]
+        for b in (h for h in numbers if halves[h][0]):
+            fill[0] -= _moved(last[b] ** 2 * inverse, halves[b])
+            for a in (h for h in numbers if h < b):
+                between = tuple(p - q for p, q in zip(halves[b], halves[a], strict=True))
+                h = halves.index(between) if between in halves else 0
+                kept = h > 0 and used >> h & 1
+                product = last[a] * last[b]
+                if not kept:
+                    lumped = np.where(product > 0.0, keep * product, -product) * inverse
+                    fill[0] += _moved(lumped, halves[b])
+                    if halves[a][0]:
+                        fill[0] += _moved(lumped, halves[a])
+                elif halves[a][0]:
+                    fill[h] -= _moved(product * inverse, halves[a])
+        return fill
+
+    def _within(self) -> int:
+        """Return how many arrays of a stencil couple points of one layer, the diagonal included."""
+        return sum(not offset[0] for offset in self._lattice.halves)
+
+    def _receive(self, source: int, oriented: Array) -> Array:
+        fill = np.empty((self._within(), *oriented.shape[2:]), oriented.dtype)
+        self._comm.Recv(fill, source)
+        return fill
+
+    @staticmethod
+    def _add(fill: Array, oriented: Array, diagonal: Array, layer: int) -> None:
+        oriented[1 : len(fill), layer] += fill[1:]
+        diagonal[layer] += fill[0]
+
+    def _factorise(self, stencils: Array, diagonal: Array, keep: float, first: int, last: int) -> None:
+        pointers = map(self._kernels.pointer, (stencils, diagonal))
+        factors = map(self._kernels.pointer, (self.values, self.inverse))
+        self._kernels.library.factorise(self._lattice.c, self._down, first, last, *pointers, keep, *factors)
+
+    def solve(self, right: Array, half_way: Array, answer: Array, total: Array | None = None) -> None:
+        """Set the answer to M^-1 times a vector, and add it to a total. Collective: yes.
+
+        Parameters
+        ----------
+        right, answer
+            The vector, and where to leave the answer, padded shape.
+        half_way
+            An array to work in, zero on the frame.
+        total
+            What to add the answer to, if any.
+        """
+        layers = self._lattice.shape[0]
+        before = right[[self._first, self._last]]
+        self._take(self._begin, right[self._first])
+        self._sweep("forward", 0, layers - 1, right, half_way)
+        self._take(self._end, right[self._last])
+        self._sweep("forward", layers - 1, layers, right, half_way)
+        right[[self._first, self._last]] = before
+        answer[[0, -1]] = 0.0
+        if self._later is not None:
+            taken = np.zeros_like(right[0])
+            pointers = map(self._kernels.pointer, (self.values, half_way, taken))
+            self._kernels.library.hand_on(self._lattice.c, self._down, *pointers)
+            self._comm.Send(taken, self._later)
+            self._comm.Recv(answer[0 if self._down else -1], self._later)
+        self._sweep("backward", layers - 1, layers, half_way, answer, total)
+        if self._end is not None:
+            self._comm.Send(answer[self._last], self._end)
+        self._sweep("backward", 0, layers - 1, half_way, answer, total)
+        if self._begin is not None:
+            self._comm.Send(answer[self._first], self._begin)
+
+    def _take(self, source: int | None, layer: Array) -> None:
+        if source is not None:
+            taken = np.empty_like(layer)
+            self._comm.Recv(taken, source)
+            layer -= taken
+
+    def _sweep(self, name: str, first: int, last: int, *arrays: Array | None) -> None:
+        pointers = [self._kernels.null if array is None else self._kernels.pointer(array) for array in arrays]
+        factors = map(self._kernels.pointer, (self.values, self.inverse))
+        getattr(self._kernels.library, name)(self._lattice.c, self._down, first, last, *factors, *pointers)
+
+
+def _moved(layer: Array, offset: tuple[int, ...]) -> Array:
+    """Return the values of a layer at the points that lie behind theirs by an offset's components within the layer."""
+    return np.roll(layer, offset[1:], tuple(range(layer.ndim)))
