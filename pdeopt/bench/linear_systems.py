@@ -38,7 +38,7 @@ def _unseen(study: Study, systems: int, batch: int, most: int) -> None:
     say(study.comm, f"  {systems} unseen systems")
     found = collections.defaultdict[tuple[str, str], list[tuple[Outcome, Outcome, str]]](list)
     for system in batches(study.comm, systems, study.settings.seed, batch, most):
-        context = multigrid("grid" if system.shape.lattice else "algebraic", system.coordinates)
+        context = multigrid("auto", system.coordinates)
         own, why = _propose(system.A, system.b, context)
         classical = Outcome.of_record("GAMG", timed_solve(system.A, system.b, GAMG["default"], RTOL, MAX_IT))
         found[system.shape.label, system.kind].append((own, classical, why))
