@@ -8,6 +8,7 @@ from pdeopt.bench import (
     linear_checks,
     linear_directions,
     linear_grid,
+    linear_oracle,
     linear_rivals,
     linear_systems,
     linear_unfit,
@@ -21,6 +22,7 @@ def run(settings: BenchSettings, comm: MPI.Comm) -> BenchResult:
     study = Study("linear", settings, comm)
     for name, part in (
         ("grids", linear_grid),
+        ("what is left to learn on grids", linear_oracle),
         ("meshes by Gmsh", linear_algebraic),
         ("sequences of matrices", linear_changing),
         ("unseen systems", linear_systems),

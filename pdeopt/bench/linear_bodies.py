@@ -11,51 +11,21 @@ import numpy.typing as npt
 from pdeopt.bench.linear_outcome import MAX_IT, RTOL, Options, Outcome
 from pdeopt.bench.linear_sequence_arms import SequenceArm
 from pdeopt.bench.linear_worker import timed_ksp_solve
-from pdeopt.conjugate_directions import DeepConjugateDirections, DirectionSettings, GridMultigrid, NeuralMultigrid
+from pdeopt.conjugate_directions import (
+    DeepConjugateDirections,
+    DirectionSettings,
+    MultigridSettings,
+    NeuralMultigrid,
+)
 
 type Coordinates = npt.NDArray[np.float64]
 
 BODIES = ("grid", "algebraic")
 
 
-class GridPreconditioner:
-    """The grid body as PETSc's Python type; what it knows of the pattern stays from one matrix to the next.
-
-    Parameters
-    ----------
-    coordinates
-        As for `GridMultigrid`.
-    dtype
-        ``float32`` or ``float64``.
-    """
-
-    def __init__(self, coordinates: Coordinates, dtype: npt.DTypeLike = np.float32) -> None:
-        self.error: Exception | None = None
-        self._coordinates, self._dtype = coordinates, dtype
-        self._body: GridMultigrid | None = None
-
-    def setUp(self, pc: PETSc.PC) -> None:
-        """Take the matrix. Collective: yes."""
-        matrix = pc.getOperators()[1]
-        self.error = None
-        try:
-            if self._body is None:
-                self._body = GridMultigrid(matrix, self._coordinates, dtype=self._dtype)
-            else:
-                self._body.update(matrix)
-        except Exception as error:
-            self.error = error  # PETSc hands on no more than a number
-            raise
-
-    def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        """Cycle. Collective: yes."""
-        assert self._body is not None
-        self._body.apply(x, y)
-
-
-def multigrid(body: str, coordinates: Coordinates, dtype: npt.DTypeLike = np.float32) -> Any:
-    """Return a new preconditioner of this body, one of `BODIES`; the data type is the grid body's. Collective: no."""
-    return GridPreconditioner(coordinates, dtype) if body == "grid" else NeuralMultigrid()
+def multigrid(body: str, coordinates: Coordinates) -> NeuralMultigrid:
+    """Return a new preconditioner of this body, one of `BODIES`, or "auto". Collective: no."""
+    return NeuralMultigrid(MultigridSettings(body=body, coordinates=coordinates))
 
 
 def solver(A: PETSc.Mat, context: Any, loop: DeepConjugateDirections | None = None) -> PETSc.KSP:
@@ -120,10 +90,10 @@ def recycling_arm(name: str, options: Options, recycle: int) -> SequenceArm:
 
 
 def body_arms(coordinates: Coordinates, recycle: int) -> Mapping[str, Callable[[], SequenceArm]]:
-    """Return how to make the arms of both bodies, with and without a recycled space, by name. Collective: no."""
-    arms: dict[str, Callable[[], SequenceArm]] = {}
-    for body in BODIES:
-        for kept in (0, recycle):
-            name = f"multigrid, {body}" + (f", {kept} recycled" if kept else "")
-            arms[name] = lambda name=name, body=body, kept=kept: BodyArm(name, body, coordinates, kept)  # type: ignore[misc]
-    return arms
+    """Return how to make the arms of both bodies, and of one with a recycled space, by name. Collective: no."""
+    kept = f"multigrid, grid, {recycle} recycled"
+    return {
+        "multigrid, grid": lambda: BodyArm("multigrid, grid", "grid", coordinates),
+        "multigrid, algebraic": lambda: BodyArm("multigrid, algebraic", "algebraic", coordinates),
+        kept: lambda: BodyArm(kept, "grid", coordinates, recycle),
+    }

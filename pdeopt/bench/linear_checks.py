@@ -1,17 +1,23 @@
 """Line 5: how iterations grow with the mesh and with ranks; whether the cycles are symmetric and positive."""
 
 import math
+from collections.abc import Callable
 
 from mpi4py import MPI
 from petsc4py import PETSc
 
 import numpy as np
+import numpy.typing as npt
 
 from pdeopt.bench.harness import Row, say
-from pdeopt.bench.linear_bodies import BODIES, multigrid, solve_by_body
+from pdeopt.bench.linear_bodies import BODIES, Coordinates, multigrid, solve_by_body
 from pdeopt.bench.linear_families import FAMILIES
 from pdeopt.bench.study import Study, number
+from pdeopt.conjugate_directions import GridMultigrid
 from pdeopt.parallel import random_stream
+
+type Vector = npt.NDArray[np.float64]
+type Cycle = Callable[[PETSc.Vec, PETSc.Vec], None]
 
 _KINDS = ("lognormal", "checker", "anisotropy")
 _ON_RANKS = {
@@ -34,19 +40,18 @@ def measure(study: Study, quick: bool) -> None:
 
 
 def _growth(study: Study, sizes: tuple[int, int], kinds: tuple[str, ...]) -> None:
-    """Solve on a coarse and on a fine mesh, of the same coefficients."""
+    """Solve by the algebraic body on a coarse and on a fine mesh; of the grid body `linear_grid` counts them."""
     for kind in kinds:
-        for body in BODIES:
-            say(study.comm, f"  growth: {body}, {kind}")
-            iterations = []
-            for size in sizes:
-                case = FAMILIES[f"square, {kind}"].case(study.comm, size, study.settings.seed)
-                outcome = solve_by_body(case.A, case.b, body, case.coordinates)
-                study.row("growth", {"family": case.family, **case.tags, **outcome.row()})
-                iterations.append(outcome.iterations if outcome.solved else math.nan)
-                case.destroy()
-            claim = f"{body}: iterations on {kind}, {sizes[1]} over {sizes[0]} cells along a side"
-            study.target(f"5a {body} {kind}", claim, iterations[1] / iterations[0], 1.2)
+        say(study.comm, f"  growth, {kind}")
+        iterations = []
+        for size in sizes:
+            case = FAMILIES[f"square, {kind}"].case(study.comm, size, study.settings.seed)
+            outcome = solve_by_body(case.A, case.b, "algebraic", case.coordinates)
+            study.row("growth", {"family": case.family, **case.tags, **outcome.row()})
+            iterations.append(outcome.iterations if outcome.solved else math.nan)
+            case.destroy()
+        claim = f"algebraic: iterations on {kind}, {sizes[1]} over {sizes[0]} cells along a side"
+        study.target(f"5a algebraic {kind}", claim, iterations[1] / iterations[0], 1.2)
 
 
 def _ranks(study: Study, quick: bool) -> None:
@@ -91,7 +96,7 @@ def _definiteness(study: Study, vectors: int, size: int) -> None:
         for body in BODIES:
             say(study.comm, f"  symmetry: {body}, {kind}")
             case = FAMILIES[f"square, {kind}"].case(study.comm, size, study.settings.seed)
-            skew, least = _products(case.A, multigrid(body, case.coordinates, np.float64), vectors)
+            skew, least = _products(case.A, _cycle(case.A, body, case.coordinates), vectors)
             study.row("symmetric and positive", {
                 "body": body, "family": case.family, "unknowns": case.tags["unknowns"], "vectors": vectors,
                 "asymmetry": skew, "least r'Mr / |r| |Mr|": least,
@@ -102,26 +107,33 @@ def _definiteness(study: Study, vectors: int, size: int) -> None:
             study.target(f"5d {body} {kind}", claim, least, 1e-16, at_least=True)
 
 
-def _products(A: PETSc.Mat, context: object, vectors: int) -> tuple[float, float]:
-    """Return the worst asymmetry over successive pairs and the least cosine of r and M r. Collective: one rank only."""
+def _cycle(A: PETSc.Mat, body: str, coordinates: Coordinates) -> Cycle:
+    """Return a body's cycle in float64. Collective: yes."""
+    if body == "grid":
+        return GridMultigrid(A, coordinates, dtype=np.float64).apply
     pc = PETSc.PC().create(A.getComm())
     pc.setOperators(A)
     pc.setType(PETSc.PC.Type.PYTHON)
-    pc.setPythonContext(context)
+    pc.setPythonContext(multigrid(body, coordinates))
     pc.setUp()
+    return pc.apply
+
+
+def _products(A: PETSc.Mat, cycle: Cycle, vectors: int) -> tuple[float, float]:
+    """Return the worst asymmetry over successive pairs and the least cosine of r and M r. Collective: one rank only."""
     r, z = A.createVecs()
     stream = random_stream("bench.linear_checks", 0)
     skew, least = 0.0, math.inf
-    former: tuple[np.ndarray, np.ndarray] | None = None
+    former: tuple[Vector, Vector] | None = None
     for _ in range(vectors):
         r.array_w[:] = stream.standard_normal(r.getLocalSize())
-        pc.apply(r, z)
+        cycle(r, z)
         u, image = r.array_r.copy(), z.array_r.copy()
         least = min(least, float(u @ image) / float(np.linalg.norm(u) * np.linalg.norm(image)))
         if former is not None:
             scale = float(np.linalg.norm(u) * np.linalg.norm(former[1]))
             skew = max(skew, abs(float(u @ former[1]) - float(former[0] @ image)) / scale)
         former = u, image
-    for handle in (pc, r, z):
+    for handle in (r, z):
         handle.destroy()
     return skew, least

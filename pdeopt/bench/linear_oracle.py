@@ -61,8 +61,10 @@ def _operators(study: Study, name: str, sizes: tuple[int, ...], quick: bool) -> 
             began = time.process_time()
             nodes, groups = of_nodes(one)
             tied = shared(groups, numbers)
-            off, of_class = iterations(plain, plain.values), iterations(one, one.values + nodes @ (tied @ constant))
-            pattern, (by_pattern,) = descend([one], [nodes @ tied], constant, steps[0], _RATE)
+            off = iterations(plain, plain.values)
+            unlearned, of_class = (iterations(one, one.values + nodes @ (tied @ p)) for p in (0.0 * constant, constant))
+            start = constant if of_class < unlearned else 0.0 * constant
+            pattern, (by_pattern,) = descend([one], [nodes @ tied], start, steps[0], _RATE)
             _, (by_nodes,) = descend([one], [nodes], tied @ pattern, steps[1], _RATE)
             found.append((off, of_class, min(off, by_nodes)))
             study.row("grid, best operators of two levels", {

@@ -504,6 +504,27 @@ void cycle(const Level *l, int count, const REAL *dense, int again)
     smooth(l, 1);
 }
 
+/* Find the places of the entries of a matrix's rows in its stencils: of those that couple with a place not before their
+   own, their indices and places, and which arrays they fill. `to` holds the place of each entry's column, half[step] is
+   the array of the entries a step further on, or -1; an owner's array begins at `start` and is `size` long. Returns
+   their number, or -1 - e where entry e couples with what is no neighbour. */
+long find_entries(long rows, const int *indptr, const long *from, const long *to, long span, const int *half,
+                  const long *start, const long *size, int *entries, long *places, int *used)
+{
+    long count = 0;
+    for (long row = 0; row < rows; ++row)
+        for (int e = indptr[row]; e < indptr[row + 1]; ++e) {
+            const long step = to[e] - from[row];
+            if (step < 0) continue;
+            const int h = step < span ? half[step] : -1;
+            if (h < 0) return -1 - (long)e;
+            *used |= 1 << h;
+            entries[count] = e;
+            places[count++] = start[row] + h * size[row];
+        }
+    return count;
+}
+
 /* Move entries between PETSc's numbering and the lattice, rounding to and from double. */
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out)
 {

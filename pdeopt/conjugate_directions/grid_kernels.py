@@ -45,6 +45,8 @@ typedef struct {
     const REAL *lengths;
 } Level;
 void cycle(const Level *levels, int count, const REAL *dense, int again);
+long find_entries(long rows, const int *indptr, const long *from, const long *to, long span, const int *half,
+                  const long *start, const long *size, int *entries, long *places, int *used);
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out);
 void scatter(long count, const int *sources, const int *places, const REAL *values, double *out);
 """
@@ -74,22 +76,24 @@ class Kernels(NamedTuple):
     dtype: npt.DTypeLike
 
 
-def _name(dtype: npt.DTypeLike) -> str:
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
     """Name a build by all that it depends on: a folder of builds may be shared by unlike machines."""
-    made_of = [_SOURCE.read_text(), _DECLARATIONS, *_FLAGS, np.dtype(dtype).name, sys.version, platform.machine()]
+    made_of = [_SOURCE.read_text(), _DECLARATIONS, *_FLAGS, dtype.name, sys.version, platform.machine()]
     processor = pathlib.Path("/proc/cpuinfo")
     if processor.exists():
         made_of += [line for line in processor.read_text().splitlines() if line.startswith(("flags", "Features"))][:1]
     return f"pdeopt_grid_{hashlib.sha256(''.join(made_of).encode()).hexdigest()[:16]}"
 
 
-def _build(name: str, dtype: npt.DTypeLike, folder: pathlib.Path) -> str:
+@functools.cache
+def _build(name: str, dtype: np.dtype[Any], folder: pathlib.Path) -> str:
     """Compile unless a build of that name is there, and return its path."""
     found = sorted(folder.glob(f"{name}.*.so"))
     if found:
         return str(found[0])
     folder.mkdir(parents=True, exist_ok=True)
-    real, modulus = ("float", "fabsf") if np.dtype(dtype) == np.float32 else ("double", "fabs")
+    real, modulus = ("float", "fabsf") if dtype == np.float32 else ("double", "fabs")
     builder = FFI()
     builder.cdef(_DECLARATIONS.replace("REAL", real))
     builder.set_source(
@@ -111,7 +115,7 @@ def _load(name: str, path: str, dtype: np.dtype[Any]) -> Kernels:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     kind = f"{'float' if dtype == np.float32 else 'double'}[]"
-    kinds = {dtype: kind, np.dtype(np.float64): "double[]", np.dtype(np.int32): "int[]"}
+    kinds = {dtype: kind, np.dtype(np.float64): "double[]", np.dtype(np.int32): "int[]", np.dtype(np.int64): "long[]"}
     return Kernels(
         module.lib,
         lambda array: module.ffi.from_buffer(kinds[array.dtype], array),
@@ -138,5 +142,6 @@ def load_kernels(comm: MPI.Comm, dtype: npt.DTypeLike) -> Kernels:
         If the compiler fails.
     """
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "fenics"
-    name = _name(dtype)
-    return _load(name, on_root(comm, lambda: _build(name, dtype, folder)), np.dtype(dtype))
+    kind = np.dtype(dtype)
+    name = _name(kind)
+    return _load(name, on_root(comm, lambda: _build(name, kind, folder)), kind)

@@ -76,8 +76,10 @@ class GridLayout:
         self.lattice = Lattice((int(self.starts[rank + 1] - self.starts[rank]), *self.shape[1:]), kernels)
         owner = np.searchsorted(self.starts[1:], layer, side="right")
         self._vector = _Plan(self.comm, owner, position - self.starts[owner] * self._layer)
+        self._empty = np.ones(self.lattice.padded, dtype=bool)
+        self._empty.ravel()[self._vector.places] = False
         with collective_errors(self.comm):
-            if self._vector.places.size != np.unique(self._vector.places).size:
+            if np.count_nonzero(self._empty) + self._vector.places.size > self._empty.size:
                 raise InputError("grid: two unknowns lie at one place; use the algebraic body for blocks of unknowns")
         self._plan_entries(matrix, owner, position)
 
@@ -113,32 +115,33 @@ class GridLayout:
         """Find the place of each entry of the positive half."""
         indptr, columns, _ = matrix.getValuesCSR()
         self._pattern = indptr, columns
-        rows = np.repeat(np.arange(len(position), dtype=np.int32), np.diff(indptr))
-        step = self._remote(matrix, position, columns) - position[rows]
         # The frame keeps steps to neighbours apart from all others.
         shifts = [np.dot(offset, self._strides()) for offset in self.lattice.halves]
-        half = np.full(max(shifts) + 1, -1, dtype=np.int64)
+        half = np.full(max(shifts) + 1, -1, dtype=np.int32)
         half[shifts] = np.arange(len(shifts))
-        kept = np.flatnonzero(step >= 0)
-        found = half[np.minimum(step[kept], half.size - 1)]
-        found[step[kept] >= half.size] = -1
+        # A slab's arrays are as large as the slab: this is how far apart they lie at the owner.
+        size = ((np.diff(self.starts) + 2) * self._layer)[owner]
+        entries, places = np.empty(columns.size, dtype=np.int32), np.empty(columns.size, dtype=np.int64)
+        used, kernels = np.zeros(1, dtype=np.int32), self.lattice.kernels
+        start = position - self.starts[owner] * self._layer
+        there = self._remote(matrix, position, columns)
+        arrays = (indptr.astype(np.int32, copy=False), position, there, half, start, size, entries, places, used)
+        pointers = [kernels.pointer(array) for array in arrays]
+        count = kernels.library.find_entries(len(position), *pointers[:3], half.size, *pointers[3:])
         with collective_errors(self.comm):
-            far = kept[found < 0]
-            if far.size:
+            if count < 0:
+                row = np.searchsorted(indptr, -1 - count, side="right") - 1
                 raise InputError(
-                    f"grid: row {matrix.getOwnershipRange()[0] + rows[far[0]]} couples with column {columns[far[0]]}, "
+                    f"grid: row {matrix.getOwnershipRange()[0] + row} couples with column {columns[-1 - count]}, "
                     "more than one lattice step away; only linear elements couple nearest neighbours: use the "
                     "algebraic body"
                 )
-        bits = self.comm.allreduce(sum(1 << int(h) for h in np.flatnonzero(np.bincount(found))), op=MPI.BOR)
+        bits = self.comm.allreduce(int(used[0]), op=MPI.BOR)
         self.lattice = dataclasses.replace(self.lattice, used=bits)
-        # A slab's arrays are as large as the slab: this is how far apart they lie at the owner.
-        sizes = (np.diff(self.starts) + 2) * self._layer
-        owner = owner[rows[kept]]
-        place = position[rows[kept]] - self.starts[owner] * self._layer + found * sizes[owner]
-        self._entries = _Plan(self.comm, owner, place, kept)
-        self._empty = np.ones(self.lattice.padded, dtype=bool)
-        self._empty.ravel()[self._vector.places] = False
+        entries = entries[:count]
+        if self.comm.size > 1:
+            owner = np.repeat(owner, np.diff(indptr))[entries]
+        self._entries = _Plan(self.comm, owner, places[:count], entries)
 
     def _strides(self) -> list[int]:
         """Return the steps between neighbours in an array with a frame, slowest direction first."""

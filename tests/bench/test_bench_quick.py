@@ -77,16 +77,16 @@ PARTS = {
     "laws with internal variables": (rom_materials.measure, {"3a.seconds"}),
     "models with a history": (rom_history.measure, {"3c", "3d-least-in", "5a", "5b", "5c", "5f", "5g"}),
     "reduced gradients": (rom_gradient.measure, set()),
-    "classical linear solvers": (linear_rivals.measure, set()),
-    "multigrid on grids": (linear_grid.measure, {"5a checker", "5a anisotropy", "5a lognormal", "5a constant"}),
+    "classical linear solvers": (linear_rivals.measure, {"2d"}),
+    "multigrid on grids": (linear_grid.measure, {"5a checker"}),
     "sequences of matrices": (
         linear_changing.measure,
-        {f"3{part}{arm} samples" for part in "ab" for arm in ("", " algebraic", " recycling")},
+        {f"3{part}{arm} samples" for part in "abc" for arm in ("", " algebraic", " recycling")},
     ),
     "unseen systems": (linear_systems.measure, {"4a", "4c", "4d"}),
     "growth, ranks, symmetry": (linear_checks.measure, {"5b grid", "5b algebraic"}),
     "conjugate directions": (linear_directions.measure, {"6b"}),
-    "matrices that do not fit": (linear_unfit.measure, {"7a"}),
+    "matrices that do not fit": (linear_unfit.measure, set()),
 }
 
 
