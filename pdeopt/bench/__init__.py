@@ -14,4 +14,5 @@ BENCHES = {
     "layers": "pdeopt.bench.layers",
     "optimise": "pdeopt.bench.optimise",
     "rom": "pdeopt.bench.rom",
+    "linear": "pdeopt.bench.linear",
 }

@@ -1,4 +1,4 @@
-"""Lines 3 and 6: the loop of conjugate directions beside PETSc's methods, recycling, and the published network."""
+"""Line 6: the loop of conjugate directions beside PETSc's methods, and the published network."""
 
 import statistics
 import time
@@ -13,9 +13,7 @@ from pdeopt.bench.harness import say
 from pdeopt.bench.linear_arms import solve_by_options
 from pdeopt.bench.linear_families import FAMILIES, LinearCase
 from pdeopt.bench.linear_outcome import RTOL, Options, Outcome
-from pdeopt.bench.linear_sequences import SEQUENCES
 from pdeopt.bench.study import Study
-from pdeopt.fem import forms
 
 _CG = {"ksp_type": "cg", "ksp_norm_type": "unpreconditioned"}
 _LOOP = {"ksp_type": "python", "ksp_python_type": "pdeopt.DeepConjugateDirections", "ksp_dcd_price": "0"}
@@ -37,31 +35,11 @@ _PROPOSALS: Mapping[str, Options] = {
     "SSOR": {"pc_type": "sor", "pc_sor_omega": "1.6"},
     "GAMG": {"pc_type": "gamg"},
 }
-_SEQUENCE_ARMS: Mapping[str, Options] = {
-    "CG, fresh GAMG": _CG | _GAMG,
-    "CG, GAMG, interpolation reused": _CG | {"pc_type": "gamg", "pc_gamg_reuse_interpolation": "true"},
-    "CG, SSOR": _CG | _PROPOSALS["SSOR"],
-    "CG, fresh ICC(0)": _CG | {"pc_type": "icc"},
-    "CG, fresh ICC(2)": _CG | _ICC,
-    "CG, fresh ICC(2), PETSc's guess from the last 10": _CG | _ICC | {
-        "ksp_guess_type": "fischer", "ksp_guess_fischer_model": "1,10",
-    },
-    "DCD, ICC(2), no recycling": _LOOP | _ICC,
-    "DCD, ICC(0), 10 recycled": _LOOP | {"pc_type": "icc", "ksp_dcd_recycle": "10"},
-    "DCD, ICC(2), 10 recycled": _LOOP | _ICC | {"ksp_dcd_recycle": "10"},
-    "DCD, ICC(2), 20 recycled": _LOOP | _ICC | {"ksp_dcd_recycle": "20"},
-    "DCD, SSOR, 20 recycled": _LOOP | _PROPOSALS["SSOR"] | {"ksp_dcd_recycle": "20"},
-    "DCD, fresh GAMG, 10 recycled": _LOOP | _GAMG | {"ksp_dcd_recycle": "10"},
-}  # fmt: skip
-_CLASSICAL = tuple(arm for arm in _SEQUENCE_ARMS if arm.startswith("CG") and arm != "CG, fresh GAMG")
 
 
 def measure(study: Study, quick: bool) -> None:
-    """Measure the loop, recycling over sequences, and the published network. Collective: one rank only."""
+    """Measure the loop and the published network. Collective: one rank only."""
     _compare_loops(study, quick)
-    for name in SEQUENCES:
-        if not quick or name == "samples":
-            _recycle(study, name, quick)
     _published(study, quick)
 
 
@@ -91,51 +69,6 @@ def _compare_loops(study: Study, quick: bool) -> None:
     study.row("conjugate directions, true residuals", {
         "in each iteration over where convergence is claimed, CPU": statistics.median(renewal), "worst": max(renewal),
     })  # fmt: skip
-
-
-def _recycle(study: Study, name: str, quick: bool) -> None:
-    """Solve a sequence by all arms in turn, and compare the totals with those of fresh preconditioners."""
-    size, steps = (12, 3) if quick else (36 if "3D" in name else 256, 50)
-    say(study.comm, f"  recycling, {name}")
-    solvers: dict[str, PETSc.KSP] = {}
-    seconds: dict[str, float] = dict.fromkeys(_SEQUENCE_ARMS, 0.0)
-    iterations, residuals = dict.fromkeys(_SEQUENCE_ARMS, 0), dict.fromkeys(_SEQUENCE_ARMS, 0.0)
-    unknowns = 0
-    for A, b in SEQUENCES[name](study.comm, size, steps, study.settings.seed):
-        x, residual, unknowns = b.duplicate(), b.duplicate(), b.getSize()
-        for place, (arm, options) in enumerate(_SEQUENCE_ARMS.items()):
-            prefix = f"pdeopt_directions_{place}_"
-            began = time.process_time()
-            with forms.default_options(prefix, options):
-                if arm not in solvers:
-                    ksp = solvers[arm] = PETSc.KSP().create(study.comm)
-                    ksp.setOptionsPrefix(prefix)
-                    ksp.setOperators(A)
-                    ksp.setTolerances(rtol=RTOL, atol=0.0, max_it=5000)
-                    ksp.setFromOptions()
-                ksp = solvers[arm]
-                ksp.setOperators(A)
-                x.set(0.0)
-                ksp.solve(b, x)
-            seconds[arm] += time.process_time() - began
-            iterations[arm] += ksp.getIterationNumber()
-            A.mult(x, residual)
-            residual.aypx(-1.0, b)
-            residuals[arm] = max(residuals[arm], residual.norm() / b.norm())
-        x.destroy()
-        residual.destroy()
-    for ksp in solvers.values():
-        ksp.destroy()
-    fresh = seconds["CG, fresh GAMG"]
-    for arm in _SEQUENCE_ARMS:
-        study.row("conjugate directions, sequences", {
-            "sequence": name, "unknowns": unknowns, "systems": steps, "arm": arm, "iterations": iterations[arm],
-            "CPU [s]": seconds[arm], "over fresh GAMG": seconds[arm] / fresh, "worst true residual": residuals[arm],
-        })  # fmt: skip
-    best = min(seconds[arm] for arm in seconds if "recycled" in arm)
-    rival = min(seconds[arm] for arm in _CLASSICAL)
-    study.target(f"3a recycling, {name}", f"{name}: recycling alone over fresh GAMG, CPU", best / fresh, 0.5)
-    study.target(f"3b recycling, {name}", f"{name}: recycling alone over the best classical", best / rival, 0.8)
 
 
 def _published(study: Study, quick: bool) -> None:

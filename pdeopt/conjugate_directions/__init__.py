@@ -5,6 +5,7 @@ from typing import Any
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES: dict[str, str] = {
+    "AlgebraicMultigrid": "pdeopt.conjugate_directions.algebraic_body",
     "Constants": "pdeopt.conjugate_directions.algebraic_hierarchy",
     "CycleSettings": "pdeopt.conjugate_directions.grid_cycle",
     "DeepConjugateDirections": "pdeopt.conjugate_directions.petsc",

@@ -25,6 +25,8 @@ class AlgebraicCycle:
         As `build_hierarchy` returns them.
     prefix
         Of the options of the inner preconditioner, such as ``-<prefix>mg_levels_1_pc_sor_its``.
+    singular
+        Whether the matrices have a null space: the coarsest one's pseudo-inverse is taken then.
 
     Attributes
     ----------
@@ -36,11 +38,11 @@ class AlgebraicCycle:
     Collective: yes.
     """
 
-    def __init__(self, levels: Sequence[Level], prefix: str) -> None:
+    def __init__(self, levels: Sequence[Level], prefix: str, singular: bool) -> None:
         entries = [level.matrix.getInfo(PETSc.Mat.InfoType.GLOBAL_SUM)["nz_used"] for level in levels]
         self.sizes = [level.matrix.getSize()[0] for level in levels]
         self.complexity = sum(entries) / max(entries[0], 1.0)
-        self._levels = list(levels)
+        self._levels, self._singular = list(levels), singular
         self._pc = PETSc.PC().create(levels[0].matrix.getComm())
         self._pc.setOptionsPrefix(prefix)
         self._pc.setOperators(levels[0].matrix)
@@ -93,8 +95,8 @@ class AlgebraicCycle:
 
     def _coarse_options(self) -> dict[str, str]:
         coarse = self._levels[-1].matrix
-        if self._levels[0].matrix.getNullSpace().handle:
-            return {"ksp_type": "preonly", "pc_type": "svd"}  # the pseudo-inverse of a singular matrix
+        if self._singular:
+            return {"ksp_type": "preonly", "pc_type": "svd"}
         if coarse.getSize()[0] > _SMALL:
             return {"ksp_type": "preonly", "pc_type": "cholesky", "pc_factor_mat_solver_type": "mumps"}
         if coarse.getComm().getSize() == 1:

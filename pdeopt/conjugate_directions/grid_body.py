@@ -17,7 +17,7 @@ class GridMultigrid:
     """A symmetric positive definite preconditioner for linear elements on a structured mesh.
 
     Works in float32 by default: that costs the outer iteration nothing down to relative residuals of 1e-8, but the
-    operator is symmetric only to rounding; flexible conjugate gradients forgive that.
+    operator is symmetric only to rounding.
 
     Parameters
     ----------
@@ -40,6 +40,8 @@ class GridMultigrid:
     Collective: yes.
     """
 
+    name = "multigrid on a lattice"
+
     def __init__(
         self,
         matrix: PETSc.Mat,
@@ -49,16 +51,38 @@ class GridMultigrid:
     ) -> None:
         self.layout = GridLayout(matrix, coordinates, load_kernels(matrix.getComm().tompi4py(), dtype))
         self.settings = settings or CycleSettings()
-        self.update(matrix)
+        self._take_values(matrix)
 
-    def update(self, matrix: PETSc.Mat) -> None:
-        """Take the values of a matrix with the same pattern. Collective: yes."""
+    def _take_values(self, matrix: PETSc.Mat) -> None:
         layout = self.layout
         slabs = Slabs(layout.comm, layout.starts)
         self.cycle = GridCycle(layout.lattice, *layout.stencils(matrix), slabs, layout.depth, self.settings)
+
+    def update(self, matrix: PETSc.Mat) -> bool:
+        """Take the values of a matrix if it has the same pattern; return whether it has. Collective: yes."""
+        same = self.layout.fits(matrix)
+        if same:
+            self._take_values(matrix)
+        return same
 
     def apply(self, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """Set y to one cycle's answer to x. Collective: yes."""
         self.layout.to_lattice(x.array_r, self.cycle.right)
         self.cycle.apply()
         self.layout.from_lattice(self.cycle.solution, y.array_w)
+
+    def quantities(self) -> dict[str, float | int | str]:
+        """Return numbers worth printing. Collective: no."""
+        layout = self.layout
+        return {
+            "lattice": " x ".join(str(count) for count in layout.shape[::-1]),
+            "slabs": len(layout.starts) - 1,
+            "precision": np.dtype(layout.lattice.kernels.dtype).name,
+        }
+
+    def view(self, viewer: PETSc.Viewer) -> None:
+        """Print the constants of the cycle. Collective: yes."""
+        viewer.printfASCII(f"  cycle: {self.settings}\n")
+
+    def release(self) -> None:
+        """Nothing of PETSc is held. Collective: no."""

@@ -114,6 +114,7 @@ class GridLayout:
     def _plan_entries(self, matrix: PETSc.Mat, owner: Integers, position: Integers) -> None:
         """Find the place of each entry of the positive half."""
         indptr, columns, _ = matrix.getValuesCSR()
+        self._pattern = indptr, columns
         # The frame keeps steps to neighbours apart from all others.
         shifts = [np.dot(offset, self._strides()) for offset in self.lattice.halves]
         half = np.full(max(shifts) + 1, -1, dtype=np.int32)
@@ -161,6 +162,12 @@ class GridLayout:
         for thing in (scatter, rows, here, numbered):
             thing.destroy()
         return found
+
+    def fits(self, matrix: PETSc.Mat) -> bool:
+        """Return whether a matrix has its entries where that of the layout has. Collective: yes."""
+        indptr, columns, _ = matrix.getValuesCSR()
+        same = np.array_equal(indptr, self._pattern[0]) and np.array_equal(columns, self._pattern[1])
+        return bool(self.comm.allreduce(same, op=MPI.LAND))
 
     def stencils(self, matrix: PETSc.Mat) -> tuple[Array, Array]:
         """Return the matrix's stencils and row sums on this rank's slab.

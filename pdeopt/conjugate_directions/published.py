@@ -60,7 +60,7 @@ class PublishedNetwork(torch.nn.Module):
         self.last = torch.nn.Linear(_CHANNELS, 1)
 
     def forward(self, residual: torch.Tensor) -> torch.Tensor:
-        """Return directions for residuals, both of shape (count, *grid). Collective: no."""
+        """Return directions for residuals, both of shape ``(count, *grid)``. Collective: no."""
         value = torch.relu(self.down[0](self.first(residual[:, None])))
         value = _block(self.down[1], self.down[2], value)
         fine = torch.relu(self.down[3](value))
@@ -224,7 +224,7 @@ class NetworkProposal:
     Parameters
     ----------
     network
-        From residuals on the grid, shape (1, *grid), float32, to directions of that shape.
+        From residuals on the grid, shape ``(1, *grid)``, float32, to directions of that shape.
     coordinates
         Of the unknowns in their order, shape (unknowns, 2 or 3).
 

@@ -69,8 +69,9 @@ class AutoKSP(Automatic):
     with the same values have cost what a factorisation saves, the matrix is factored.
 
     Where the matrix changes from solve to solve, a bandit takes over once 30 solves are behind it: the rule's choice
-    and at most two others, cheaper or stronger ones, compete in seconds (`pdeopt.relaxation.race`). Trying the others
-    is paid from 2 % of the seconds so far; whoever takes too long is cut off, and the best one goes on from there.
+    and at most two others, cheaper or stronger ones, compete in seconds (`pdeopt.relaxation.race`); with the extra
+    ``multigrid``, from 50,000 unknowns on, `pdeopt.NeuralMultigrid` is one of them. Trying the others is paid from 2 %
+    of the seconds so far; whoever takes too long is cut off, and the best one goes on from there.
 
     The choice does not change the answer. The tolerance of the KSP is met by the *true* residual, computed after each
     solve; a choice that breaks down, stagnates or raises is given up within the same solve, for the next one and in

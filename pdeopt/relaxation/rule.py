@@ -6,6 +6,7 @@ compared in the time of one product with the matrix, which moves from machine to
 
 import dataclasses
 import functools
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -26,6 +27,8 @@ ICC_UNKNOWNS_VECTOR_WITHOUT_MODES = 100_000
 DENSE_ROW = 40.0
 # Vector-valued problems in the plane are factored up to here.
 DIRECT_UNKNOWNS_VECTOR_2D = 200_000
+# From here on pdeopt.NeuralMultigrid stands for multigrid in the race, if what it needs is installed.
+NEURAL_UNKNOWNS = 50_000
 # Share of set-ups in the seconds of solves above which a cheaper preconditioner may pay.
 SETUP_SHARE = 0.35
 # Bytes of a factorisation that may be tried, as a share of what the machine has.
@@ -158,11 +161,14 @@ def challengers(features: MatrixFeatures, incumbent: Choice, setup_share: float)
     f = features
     if not f.assembled or f.diagonal != "positive" or f.indefinite or f.kernel == "constants":
         return []
+    neural = f.symmetric and f.size >= NEURAL_UNKNOWNS and _has_multigrid_extra()
     if f.symmetric:
-        cheap, strong = [jacobi(f), icc(f, 0, "")], [gamg(f, ""), ldl("")]
+        cheap, strong = [jacobi(f), icc(f, 0, "")], [neural_multigrid("") if neural else gamg(f, ""), ldl("")]
     else:
         cheap, strong = [jacobi(f), ilu(f, 0, "")], [gamg_gmres(f), lu("")]
-    order = [*cheap, *strong] if setup_share > SETUP_SHARE else [strong[0], cheap[1], strong[1], cheap[0]]
+    # Beside GAMG, whose set-up is dearer, NeuralMultigrid comes first whatever dominates.
+    cheap_first = setup_share > SETUP_SHARE and not (neural and incumbent.kind == "multigrid")
+    order = [*cheap, *strong] if cheap_first else [strong[0], cheap[1], strong[1], cheap[0]]
     affordable = factor_bytes(f) < MEMORY_SHARE * memory() and f.kernel == "none"
     others = [choice for choice in order if choice.name != incumbent.name and (choice.kind != "factor" or affordable)]
     why = "faster than the rule's choice on these matrices"
@@ -222,6 +228,17 @@ def gamg(f: MatrixFeatures, why: str) -> Choice:
     elif f.dimension < 3:
         options |= {"pc_gamg_threshold": "0.02"}
     return Choice("CG with GAMG", "multigrid", options, why)
+
+
+def neural_multigrid(why: str) -> Choice:
+    """Return conjugate gradients with a multigrid cycle whose constants follow from the class of the matrix."""
+    options = {"ksp_type": "cg", "pc_type": "python", "pc_python_type": "pdeopt.NeuralMultigrid"}
+    return Choice("CG with NeuralMultigrid", "multigrid", options, why)
+
+
+@functools.cache
+def _has_multigrid_extra() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("scipy", "pyamg"))
 
 
 def _factor(kind: str) -> dict[str, str]:

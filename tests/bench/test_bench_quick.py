@@ -19,7 +19,14 @@ from pdeopt.bench import (
     layer_tolerance,
     layer_training,
     layers,
+    linear,
+    linear_changing,
+    linear_checks,
+    linear_directions,
+    linear_grid,
     linear_rivals,
+    linear_systems,
+    linear_unfit,
     optimise,
     optimise_randomised,
     optimise_small,
@@ -70,7 +77,16 @@ PARTS = {
     "laws with internal variables": (rom_materials.measure, {"3a.seconds"}),
     "models with a history": (rom_history.measure, {"3c", "3d-least-in", "5a", "5b", "5c", "5f", "5g"}),
     "reduced gradients": (rom_gradient.measure, set()),
-    "classical linear solvers": (linear_rivals.measure, set()),
+    "classical linear solvers": (linear_rivals.measure, {"2d"}),
+    "multigrid on grids": (linear_grid.measure, {"5a checker"}),
+    "sequences of matrices": (
+        linear_changing.measure,
+        {f"3{part}{arm} samples" for part in "abc" for arm in ("", " algebraic", " recycling")},
+    ),
+    "unseen systems": (linear_systems.measure, {"4a", "4c", "4d"}),
+    "growth, ranks, symmetry": (linear_checks.measure, {"5b grid", "5b algebraic"}),
+    "conjugate directions": (linear_directions.measure, {"6b"}),
+    "matrices that do not fit": (linear_unfit.measure, set()),
 }
 
 
@@ -87,9 +103,10 @@ def test_part_measures_and_keeps_its_claims(name):
 
 
 def test_benches_are_made_of_these_parts():
-    assert {"time", "certificates", "relax", "tune", "layers", "optimise", "rom"} <= BENCHES.keys()
+    assert {"time", "certificates", "relax", "tune", "layers", "optimise", "rom", "linear"} <= BENCHES.keys()
     assert optimise.run.__module__ == BENCHES["optimise"]
     assert rom.run.__module__ == BENCHES["rom"]
+    assert linear.run.__module__ == BENCHES["linear"]
     assert layers.run.__module__ == BENCHES["layers"]
     assert certificates.run.__module__ == BENCHES["certificates"]
     assert time.run.__module__ == BENCHES["time"]

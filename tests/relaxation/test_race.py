@@ -1,5 +1,6 @@
 """The bandit phase of AutoKSP: what trying others may cost, that it finds what is faster, and that nothing breaks."""
 
+import dataclasses
 import itertools
 import math
 
@@ -230,6 +231,32 @@ def test_arms_that_fail_cost_one_retry_and_all_ranks_play_the_same(monkeypatch):
             handle.destroy()
 
 
+@pytest.mark.parallel([1, 2])
+def test_neural_multigrid_takes_part_and_solves(monkeypatch):
+    arm = rule.neural_multigrid("")
+    monkeypatch.setattr(race, "challengers", lambda *arguments: [arm])
+    monkeypatch.setattr(automatic, "factor_pays", lambda *arguments: False)
+    monkeypatch.setattr(race, "SHARE", 10.0)
+    comm = MPI.COMM_WORLD
+    A, fill = laplacian(40, comm)
+    ksp, context = PETSc.KSP().create(comm), AutoKSP(AutoSettings(solves=200))
+    ksp.setOperators(A)
+    ksp.setType("python")
+    ksp.setPythonContext(context)
+    b, x = A.createVecs()
+    b.set(1.0)
+    played = set()
+    for step in range(FEW + 4):
+        fill(0.1 + step)
+        ksp.solve(b, x)
+        assert ksp.getConvergedReason() > 0
+        played.add(context._race.picked.name)
+    assert arm.name in played
+    assert not context.failed
+    for handle in (ksp, A, b, x):
+        handle.destroy()
+
+
 def test_without_learning_the_rule_alone_chooses():
     A, fill = laplacian(20, MPI.COMM_SELF)
     ksp, context = PETSc.KSP().create(MPI.COMM_SELF), AutoKSP(AutoSettings(learn=False))
@@ -260,3 +287,19 @@ def test_challengers_are_cheap_where_set_up_dominates_and_strong_where_it_does_n
         (0.1, 0.9),
     ):
         assert challengers(features, incumbent, share) == []
+
+
+def test_neural_multigrid_stands_for_multigrid_where_matrices_are_large(monkeypatch):
+    large = dataclasses.replace(PLANE, size=rule.NEURAL_UNKNOWNS)
+    for installed, features, name in (
+        (True, large, "CG with NeuralMultigrid"),
+        (True, PLANE, "CG with GAMG"),
+        (False, large, "CG with GAMG"),
+    ):
+        monkeypatch.setattr(rule, "_has_multigrid_extra", lambda installed=installed: installed)
+        assert challengers(features, rule.icc(features, 3, ""), 0.1)[0].name == name
+    monkeypatch.setattr(rule, "_has_multigrid_extra", lambda: True)
+    for share in (0.1, 0.8):
+        assert challengers(large, rule.gamg(large, ""), share)[0].name == "CG with NeuralMultigrid"
+    unsymmetric = dataclasses.replace(large, symmetric=False)
+    assert all("Neural" not in choice.name for choice in challengers(unsymmetric, rule.ilu(unsymmetric, 2, ""), 0.1))

@@ -1,0 +1,70 @@
+"""Multigrid from the matrix alone: the hierarchy of its class, and PETSc's cycle over it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from petsc4py import PETSc
+
+from pdeopt.conjugate_directions.algebraic_cycle import AlgebraicCycle
+from pdeopt.conjugate_directions.algebraic_hierarchy import LocalRows, build_hierarchy, choose_constants
+
+__all__ = ["AlgebraicMultigrid"]
+
+
+class AlgebraicMultigrid:
+    """A symmetric preconditioner for any positive definite matrix of type aij.
+
+    Parameters
+    ----------
+    matrix
+        See `build_hierarchy`.
+    constants
+        Fields of `Constants` that are set in place of those of the matrix's class.
+    prefix
+        Of the options of PETSc's inner preconditioner.
+    singular
+        Whether the matrix has a null space.
+
+    Raises
+    ------
+    InputError
+        If a coarse matrix has a diagonal value that is not positive.
+    MissingPackageError
+        Without the extra ``multigrid``.
+
+    Collective: yes.
+    """
+
+    name = "multigrid by aggregation"
+
+    def __init__(self, matrix: PETSc.Mat, constants: Mapping[str, Any], prefix: str, singular: bool = False) -> None:
+        rows = LocalRows(matrix)
+        self._kind, chosen = choose_constants(matrix, rows)
+        levels = build_hierarchy(matrix, dataclasses.replace(chosen, **constants), rows)
+        self._cycle = AlgebraicCycle(levels, prefix, singular)
+
+    def update(self, matrix: PETSc.Mat) -> bool:
+        """Return False: which couplings are strong, and with them all that follows, depends on the values."""
+        return False
+
+    def apply(self, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        """Set y to the cycle's answer to x. Collective: yes."""
+        self._cycle.apply(x, y)
+
+    def quantities(self) -> dict[str, float | int | str]:
+        """Return numbers worth printing. Collective: no."""
+        return {
+            "class of the matrix": self._kind,
+            "levels": len(self._cycle.sizes),
+            "unknowns": "/".join(str(size) for size in self._cycle.sizes),
+            "operator complexity": self._cycle.complexity,
+        }
+
+    def view(self, viewer: PETSc.Viewer) -> None:
+        """Print PETSc's preconditioner. Collective: yes."""
+        self._cycle.view(viewer)
+
+    def release(self) -> None:
+        """Free the hierarchy. Collective: yes."""
+        self._cycle.release()
