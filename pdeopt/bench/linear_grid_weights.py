@@ -86,7 +86,7 @@ def system(case: LinearCase, keep: float) -> System:
     stencils, _ = layout.stencils(case.A)
     factors, inverse, b = np.zeros_like(stencils), lattice.values(), lattice.values()
     arrays = map(pointer, (factors, inverse))
-    kernels.library.factorise(lattice.c, pointer(stencils), pointer(stencils[0]), keep, *arrays)
+    kernels.library.factorise(lattice.c, 0, 0, lattice.shape[0], pointer(stencils), pointer(stencils[0]), keep, *arrays)
     coarse, weights, _ = coarsen(lattice, stencils, Slabs(MPI.COMM_SELF, layout.starts))
     layout.to_lattice(case.b.array_r, b)
 
