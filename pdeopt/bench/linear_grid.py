@@ -47,11 +47,11 @@ class GridArm:
     case
         What it solves.
     mirrored
-        Whether the lattice runs against the first coordinate.
+        Whether the lattice runs along the first coordinate, or against it; by default the matrix decides.
     """
 
-    def __init__(self, case: LinearCase, mirrored: bool = False) -> None:
-        self._case, self.settings = case, CycleSettings()
+    def __init__(self, case: LinearCase, mirrored: bool | None = None) -> None:
+        self._case, self.settings, self._turning = case, CycleSettings(), mirrored is None
         self._places = case.coordinates * [-1.0, 1.0, 1.0] if mirrored else case.coordinates
         self._body: GridMultigrid | None = None
 
@@ -59,7 +59,7 @@ class GridArm:
         """Take the matrix. Collective: yes."""
         matrix = pc.getOperators()[1]
         if self._body is None:
-            self._body = GridMultigrid(matrix, self._places, self.settings)
+            self._body = GridMultigrid(matrix, self._places, self.settings, turning=self._turning)
         else:
             self._body.settings = self.settings
             self._body.update(matrix)

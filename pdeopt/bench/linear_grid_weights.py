@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pdeopt.bench.linear_families import LinearCase
+from pdeopt.conjugate_directions import GridMultigrid
 from pdeopt.conjugate_directions.grid_coarsening import coarsen
-from pdeopt.conjugate_directions.grid_kernels import load_kernels
-from pdeopt.conjugate_directions.grid_layout import GridLayout
 from pdeopt.conjugate_directions.grid_slabs import Slabs
+from pdeopt.conjugate_directions.grid_smoother import Factors
 from pdeopt.conjugate_directions.grid_stencils import Lattice
 from pdeopt.parallel import random_stream
 
@@ -80,14 +80,12 @@ def system(case: LinearCase, keep: float) -> System:
     """
     from scipy.sparse.linalg import splu
 
-    kernels = load_kernels(case.comm, np.float64)
-    layout = GridLayout(case.A, case.coordinates, kernels)
-    lattice, pointer = layout.lattice, kernels.pointer
+    layout = GridMultigrid(case.A, case.coordinates, dtype=np.float64).layout
+    lattice, slabs = layout.lattice, Slabs(MPI.COMM_SELF, layout.starts)
     stencils, _ = layout.stencils(case.A)
-    factors, inverse, b = np.zeros_like(stencils), lattice.values(), lattice.values()
-    arrays = map(pointer, (factors, inverse))
-    kernels.library.factorise(lattice.c, 0, 0, lattice.shape[0], pointer(stencils), pointer(stencils[0]), keep, *arrays)
-    coarse, weights, _ = coarsen(lattice, stencils, Slabs(MPI.COMM_SELF, layout.starts))
+    smoother = Factors(lattice, stencils, slabs, keep)
+    factors, inverse, b = smoother.values, smoother.inverse, lattice.values()
+    coarse, weights, _ = coarsen(lattice, stencils, slabs)
     layout.to_lattice(case.b.array_r, b)
 
     A, lower = _couplings(lattice, stencils, factors)
@@ -115,12 +113,13 @@ def _couplings(lattice: Lattice, stencils: Array, factors: Array) -> tuple[Any, 
     for h, step in enumerate(lattice.halves):
         if h == 0:
             continue
-        entries = lattice.inner(stencils[h]).ravel()
-        here = np.flatnonzero(entries)
+        entries, factor = lattice.inner(stencils[h]).ravel(), lattice.inner(factors[h]).ravel()
+        here = np.flatnonzero((entries != 0.0) | (factor != 0.0))
         there = np.ravel_multi_index(tuple((places[here] + step).T), lattice.shape)
         half = csr_array((entries[here], (here, there)), shape=A.shape)
+        half.eliminate_zeros()
         A = A + half + half.T
-        blocks.append((there, here, np.full(here.size, h), lattice.inner(factors[h]).ravel()[here]))
+        blocks.append((there, here, np.full(here.size, h), factor[here]))
     return csr_array(A), blocks
 
 

@@ -27,6 +27,7 @@ _SETTINGS = [
     for keep in _KEEPS
     for visits, least in ((1, 1.0), (2, 1.0), (2, 0.5), (2, 0.3))
 ]
+_DIRECTIONS = (False, True, None)  # along the first coordinate, against it, as the body does: by the matrix
 _RATE = 0.02
 _HIDDEN, _OUTPUTS = 16, 13  # of the network: corrections of 8 weights, 4 entries of L and a diagonal
 _BOUND = 0.8
@@ -95,14 +96,17 @@ def _totals(study: Study, name: str, size: int, number: int, share: float) -> No
     chosen, judged = [], []  # two rounds: what the first one chooses is judged by the second
     for sample in range(number):
         case = FAMILIES[name].case(study.comm, size, study.settings.seed + sample)
-        arms = [GridArm(case, mirrored) for mirrored in (False, True)]
+        arms = [GridArm(case, mirrored) for mirrored in _DIRECTIONS]
         for arm in arms:
             arm.solve("first", CycleSettings())
         rounds = [[arm.solve(str(each), each) for each in _SETTINGS for arm in arms] for _ in range(2)]
         chosen.append([outcome.total_cpu for outcome in rounds[0]])
         judged.append(rounds[1])
         case.destroy()
-    constant = int(np.argmin(np.mean(chosen, axis=0)))
+    turning = len(_DIRECTIONS)
+    means = np.mean(chosen, axis=0).reshape(-1, turning)
+    constant, fixed = turning * int(np.argmin(means[:, -1])) + turning - 1, int(np.argmin(means[:, :-1]))
+    fixed = turning * (fixed // (turning - 1)) + fixed % (turning - 1)
     of_constant = [outcomes[constant] for outcomes in judged]
     total = sum(outcome.total_cpu for outcome in of_constant)
     solve, price = sum(outcome.solve_cpu for outcome in of_constant), number * _price(size)
@@ -112,7 +116,8 @@ def _totals(study: Study, name: str, size: int, number: int, share: float) -> No
     operators = total - solve + price + share * solve
     study.row("grid, room for learning", {
         "family": name, "size": size, "systems": number, "best constant": of_constant[0].arm.removeprefix("grid: "),
-        "mirrored": bool(constant % 2), "set-up, CPU [s]": (total - solve) / number, "solve, CPU [s]": solve / number,
+        "over fixed directions": total / sum(outcomes[fixed].total_cpu for outcomes in judged),
+        "set-up, CPU [s]": (total - solve) / number, "solve, CPU [s]": solve / number,
         "network, CPU [s]": price / number, "best settings over constant": settings / total,
         "iterations with best operators": share, "best operators over constant": operators / total,
     })  # fmt: skip

@@ -41,6 +41,8 @@ class GridLayout:
         Coordinates of the owned unknowns, in the matrix's order, shape (rows, 2 or 3), in any unit of length.
     kernels
         What computes on the lattice.
+    mirrored
+        Whether the lattice runs against the coordinate in each direction but the slowest.
 
     Attributes
     ----------
@@ -62,8 +64,15 @@ class GridLayout:
     Collective: yes.
     """
 
-    def __init__(self, matrix: PETSc.Mat, coordinates: npt.NDArray[np.float64], kernels: Kernels) -> None:
+    def __init__(
+        self,
+        matrix: PETSc.Mat,
+        coordinates: npt.NDArray[np.float64],
+        kernels: Kernels,
+        mirrored: tuple[bool, ...] = (False, False),
+    ) -> None:
         self.comm: MPI.Comm = matrix.getComm().tompi4py()
+        self.mirrored = mirrored
         first, last = matrix.getOwnershipRange()
         with collective_errors(self.comm):
             if len(coordinates) != last - first:
@@ -99,8 +108,8 @@ class GridLayout:
             )
         self._layer = math.prod(count + 2 for count in self.shape[1:])
         place = np.zeros(len(coordinates), dtype=np.int64)
-        for count, index in found:
-            place = place * (count + 2) + index + 1
+        for (count, index), against in zip(found, (False, *self.mirrored), strict=False):
+            place = place * (count + 2) + (count - index if against else index + 1)
         return found[0][1], place
 
     def _axis(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

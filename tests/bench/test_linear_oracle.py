@@ -19,7 +19,10 @@ def test_two_levels_are_those_of_the_grid_body(name, size, coarse):
     of = system(case, 0.5)
     body = GridMultigrid(case.A, case.coordinates, CycleSettings(keep=0.5, coarsest=coarse), np.float64)
     r, z = case.A.createVecs()
-    numbered = np.lexsort(np.round(1e6 * case.coordinates.T[: 2 if coarse == 25 else 3]).astype(int))
+    directions = np.array([-1.0, 1.0, 1.0]) if coarse == 25 else np.array([-1.0, -1.0, 1.0])
+    assert body.layout.mirrored == (True, True)
+    places = np.round(1e6 * case.coordinates * directions).astype(int).T
+    numbered = np.lexsort(places[: 2 if coarse == 25 else 3])
     values = np.random.default_rng(0).standard_normal(of.b.size)
     r.array_w[numbered] = values
     body.apply(r, z)
@@ -37,7 +40,7 @@ def test_slope_is_that_of_differences(name, size):
     errors, direction = generator.standard_normal((of.b.size, 3)), nodes @ generator.standard_normal(nodes.shape[1])
     _, slope = error_left(of, of.values, errors, 2)
     after, before = (error_left(of, of.values + sign * step * direction, errors, 2)[0] for sign in (1.0, -1.0))
-    assert slope @ direction == pytest.approx((after - before) / (2.0 * step), rel=1e-5)
+    assert slope @ direction == pytest.approx((after - before) / (2.0 * step), rel=1e-3)
 
 
 def test_descent_saves_iterations_on_jumps():

@@ -171,6 +171,20 @@ def test_iterations_do_not_grow_with_the_ranks(strong, wanted):
     assert iterations == pytest.approx(wanted, abs=1)
 
 
+def test_the_lattice_turns_with_the_strong_direction():
+    """Both diagonals cost alike, also when the matrix changes from one to the other; without turning one costs more."""
+    rising, falling = (Diffusion("triangle", (64, 64), strong) for strong in ((4.0, 1.0), (4.0, -1.0)))
+    body = GridMultigrid(rising.matrix, rising.places)
+    counts = [solve(rising.matrix, rising.right, body)[0]]
+    for problem in (falling, rising):
+        assert body.update(problem.matrix)
+        counts.append(solve(problem.matrix, problem.right, body)[0])
+    assert max(counts) <= 7
+    fixed = [GridMultigrid(problem.matrix, problem.places, turning=False) for problem in (rising, falling)]
+    worst = max(solve(p.matrix, p.right, body)[0] for p, body in zip((rising, falling), fixed, strict=True))
+    assert worst >= 1.4 * max(counts)
+
+
 class Counting:
     """A communicator that counts what is sent."""
 
