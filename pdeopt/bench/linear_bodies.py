@@ -90,10 +90,10 @@ def recycling_arm(name: str, options: Options, recycle: int) -> SequenceArm:
 
 
 def body_arms(coordinates: Coordinates, recycle: int) -> Mapping[str, Callable[[], SequenceArm]]:
-    """Return how to make the arms of both bodies, with and without a recycled space, by name. Collective: no."""
-    arms: dict[str, Callable[[], SequenceArm]] = {}
-    for body in BODIES:
-        for kept in (0, recycle):
-            name = f"multigrid, {body}" + (f", {kept} recycled" if kept else "")
-            arms[name] = lambda name=name, body=body, kept=kept: BodyArm(name, body, coordinates, kept)  # type: ignore[misc]
-    return arms
+    """Return how to make the arms of both bodies, and of one with a recycled space, by name. Collective: no."""
+    kept = f"multigrid, grid, {recycle} recycled"
+    return {
+        "multigrid, grid": lambda: BodyArm("multigrid, grid", "grid", coordinates),
+        "multigrid, algebraic": lambda: BodyArm("multigrid, algebraic", "algebraic", coordinates),
+        kept: lambda: BodyArm(kept, "grid", coordinates, recycle),
+    }

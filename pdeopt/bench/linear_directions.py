@@ -96,7 +96,7 @@ def _train_and_solve(study: Study, case: LinearCase, steps: int, samples: int, q
     matrix = scipy.sparse.csr_matrix(matrix / matrix.diagonal().max())
     sides = published.right_hand_sides(*published.lanczos(matrix, steps, study.settings.seed), samples)
     settings = TrainerSettings(
-        learning_rate=1e-3, batch_size=10, epochs=1 if quick else 20, time_limit=5.0 if quick else 120.0, progress=False
+        learning_rate=1e-3, batch_size=10, epochs=1 if quick else 20, time_limit=5.0 if quick else 45.0, progress=False
     )
     network, report = published.train_published(matrix, shape, sides, settings)
     trained = time.process_time() - began

@@ -25,6 +25,7 @@ from pdeopt.conjugate_directions import DeepConjugateDirections
 from pdeopt.parallel import random_stream
 
 _TRAINING = 0.0  # seconds
+_LIMIT = 10_000  # iterations, PETSc's own limit: the last that stands behind the proposals is a factorisation
 
 
 def measure(study: Study, quick: bool) -> None:
@@ -81,7 +82,7 @@ def _propose(A: PETSc.Mat, b: PETSc.Vec, context: Any) -> tuple[Outcome, str]:
     """Solve by directions from a preconditioner; return the outcome and why the fallback took over, if it did."""
     loop = DeepConjugateDirections()
     ksp = solver(A, context, loop)
-    outcome = Outcome.of_record("directions: multigrid", timed_ksp_solve(ksp, b, RTOL, MAX_IT))
+    outcome = Outcome.of_record("directions: multigrid", timed_ksp_solve(ksp, b, RTOL, _LIMIT))
     why = "; ".join(loop.fallbacks)
     ksp.destroy()
     return outcome, why

@@ -21,7 +21,7 @@ from pdeopt.problems import ThermoplasticPlate
 from pdeopt.reduced_order._packages import require_package
 from pdeopt.reduced_order.basis import Basis
 from pdeopt.reduced_order.conformal import calibrate
-from pdeopt.reduced_order.correction import ElasticCorrection
+from pdeopt.reduced_order.elastic_correction import ElasticCorrection
 from pdeopt.reduced_order.enrichment import Adaptive, AdaptiveTrajectory, EnrichmentSettings
 from pdeopt.reduced_order.hierarchical_history import HierarchicalHistory
 from pdeopt.reduced_order.inner_product import Array

@@ -25,6 +25,8 @@ class AlgebraicMultigrid:
         Of the options of PETSc's inner preconditioner.
     singular
         Whether the matrix has a null space.
+    keeps
+        Whether new values of the same matrix keep the interpolations of the former ones.
 
     Raises
     ------
@@ -38,15 +40,29 @@ class AlgebraicMultigrid:
 
     name = "multigrid by aggregation"
 
-    def __init__(self, matrix: PETSc.Mat, constants: Mapping[str, Any], prefix: str, singular: bool = False) -> None:
+    def __init__(
+        self,
+        matrix: PETSc.Mat,
+        constants: Mapping[str, Any],
+        prefix: str,
+        singular: bool = False,
+        keeps: bool = False,
+    ) -> None:
+        self._keeps, self._made_of = keeps, _identity(matrix)
         rows = LocalRows(matrix)
         self._kind, chosen = choose_constants(matrix, rows)
         levels = build_hierarchy(matrix, dataclasses.replace(chosen, **constants), rows)
         self._cycle = AlgebraicCycle(levels, prefix, singular)
 
     def update(self, matrix: PETSc.Mat) -> bool:
-        """Return False: which couplings are strong, and with them all that follows, depends on the values."""
-        return False
+        """Take new values of the same matrix where interpolations are kept; return whether they are. Collective: yes.
+
+        Else nothing is: which couplings are strong, and with them all that follows, depends on the values.
+        """
+        if not self._keeps or _identity(matrix) != self._made_of:
+            return False
+        self._cycle.renew()
+        return True
 
     def apply(self, x: PETSc.Vec, y: PETSc.Vec) -> None:
         """Set y to the cycle's answer to x. Collective: yes."""
@@ -68,3 +84,8 @@ class AlgebraicMultigrid:
     def release(self) -> None:
         """Free the hierarchy. Collective: yes."""
         self._cycle.release()
+
+
+def _identity(matrix: PETSc.Mat) -> tuple[int, float]:
+    """Return what stays as long as only values of a matrix change. Collective: yes."""
+    return matrix.getId(), matrix.getInfo(PETSc.Mat.InfoType.GLOBAL_SUM)["nz_used"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from petsc4py import PETSc
 
-from pdeopt.conjugate_directions.algebraic_hierarchy import Level
+from pdeopt.conjugate_directions.algebraic_hierarchy import Level, renew_values
 from pdeopt.fem.forms import default_options
 
 __all__ = ["AlgebraicCycle"]
@@ -79,6 +79,12 @@ class AlgebraicCycle:
     def apply(self, r: PETSc.Vec, x: PETSc.Vec) -> None:
         """Apply the cycle to a residual. Collective: yes."""
         self._pc.apply(r, x)
+
+    def renew(self) -> None:
+        """Take new values of the finest matrix, with the same interpolations. Collective: yes."""
+        renew_values(self._levels)
+        self._pc.setOperators(self._levels[0].matrix)
+        self._pc.setUp()
 
     def view(self, viewer: PETSc.Viewer) -> None:
         """Print the preconditioner. Collective: yes."""

@@ -1,12 +1,14 @@
 """Hierarchies of coarse operators by aggregation, from the matrix alone: what the algebraic multigrid body solves with.
 
 The set-up is what such a hierarchy is paid for (PETSc's GAMG spends twice the solve on it in the plane), so each step
-is one or two passes over the rows that a rank owns. Aggregates and interpolation stay on the rank; the Galerkin
-products are PETSc's.
+is one or two passes over the rows that a rank owns. Aggregates stay on the rank; the Galerkin products, and the step
+of interpolation across the ranks, are PETSc's.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from mpi4py import MPI
@@ -19,7 +21,7 @@ from pdeopt.conjugate_directions._packages import require_package
 from pdeopt.parallel import collective_errors
 from pdeopt.report import InputError
 
-__all__ = ["Constants", "Level", "LocalRows", "build_hierarchy", "choose_constants"]
+__all__ = ["Constants", "Level", "LocalRows", "build_hierarchy", "choose_constants", "renew_values"]
 
 type Array = npt.NDArray[np.float64]
 type Flags = npt.NDArray[np.bool_]
@@ -155,14 +157,22 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants, rows: "LocalRows") 
         size = comm.allreduce(tentative.shape[1])
         if size == 0 or size > _LEAST_REDUCTION * matrix.getSize()[0]:
             break
-        local = _smooth(rows, tentative, strong, constants, comm, scalar=block_size == 1 and near.shape[1] == 1)
-        interpolation = _distributed(local, matrix)
+        lengths = _lengths(rows, constants, comm)
+        local = _smooth(rows, tentative, strong, constants, lengths, scalar=block_size == 1 and near.shape[1] == 1)
+        interpolation = _distributed(local, matrix, _interface_step(rows, tentative, matrix, lengths))
         levels.append(Level(matrix, interpolation))
         matrix = matrix.ptap(interpolation)
         block_size, near = near.shape[1], coarse_near
         matrix.setBlockSize(block_size)
         _mend_diagonal(matrix)
     return [*levels, Level(matrix, None)]
+
+
+def renew_values(levels: Sequence[Level]) -> None:
+    """Make the coarse matrices again, of a finest one with new values in the same pattern. Collective: yes."""
+    for fine, coarse in itertools.pairwise(levels):
+        fine.matrix.ptap(fine.interpolation, result=coarse.matrix)
+        _mend_diagonal(coarse.matrix)
 
 
 # --- one level --------------------------------------------------------------------------------------------------------
@@ -300,13 +310,18 @@ def _largest_eigenvalue(matrix: Any, diagonal: Array) -> float:
     return float(np.linalg.eigvalsh(np.diag(alphas) + np.diag(off, 1) + np.diag(off, -1))[-1])
 
 
-def _smooth(rows: LocalRows, tentative: Any, strong: Any, constants: Constants, comm: MPI.Comm, scalar: bool) -> Any:
-    """Return the interpolation, smoothed where a row has all its couplings on this rank."""
+def _lengths(rows: LocalRows, constants: Constants, comm: MPI.Comm) -> Array:
+    """Return the lengths of a damped Jacobi step, shape (owned,). Collective: yes."""
     estimate = _largest_eigenvalue(rows.local, rows.diagonal) if rows.diagonal.size else 0.0
     largest = comm.allreduce(estimate, MPI.MAX)
+    return constants.damping / (largest * rows.diagonal)
+
+
+def _smooth(rows: LocalRows, tentative: Any, strong: Any, constants: Constants, lengths: Array, scalar: bool) -> Any:
+    """Return the interpolation, smoothed where a row has all its couplings on this rank."""
     if constants.damping == 0.0:
         return tentative
-    scale = np.where(rows.coupled, 0.0, constants.damping / (largest * rows.diagonal))
+    scale = np.where(rows.coupled, 0.0, lengths)
     if constants.descents == 0 or not scalar:
         step = (rows.local @ tentative).tocsr()
         step.data *= scale[_row_numbers(step)]
@@ -340,14 +355,40 @@ def _near_nullspace(matrix: PETSc.Mat) -> Array:
     return np.ascontiguousarray(np.stack(columns, axis=1))
 
 
-def _distributed(local: Any, matrix: PETSc.Mat) -> PETSc.Mat:
-    """Return the block-diagonal matrix with these blocks, one a rank. Collective: yes."""
+def _interface_step(rows: LocalRows, tentative: Any, matrix: PETSc.Mat, lengths: Array) -> Any:
+    """Return one Jacobi step of the rows that are coupled to other ranks, shape (owned, all columns), or None.
+
+    Left unsmoothed, these few rows cost half as many iterations again. Collective: yes.
+    """
+    comm = matrix.getComm().tompi4py()
+    if comm.size == 1 or not comm.allreduce(bool(lengths.any()), MPI.LOR):
+        return None
+    first, end = matrix.getOwnershipRange()
+    coupled = np.flatnonzero(rows.coupled)
+    taken = PETSc.IS().createGeneral((first + coupled).astype(PETSc.IntType), comm=comm)
+    columns = PETSc.IS().createStride(end - first, first, 1, comm=comm)
+    interpolation = _distributed(tentative, matrix)
+    part = matrix.createSubMatrix(taken, columns)
+    product = part.matMult(interpolation)
+    start, indices, values = product.getValuesCSR()
+    row = np.repeat(coupled, np.diff(start))
+    step = type(tentative)((-lengths[row] * values, (row, indices)), shape=(end - first, product.getSize()[1]))
+    for handle in (taken, columns, interpolation, part, product):
+        handle.destroy()
+    return step
+
+
+def _distributed(local: Any, matrix: PETSc.Mat, step: Any = None) -> PETSc.Mat:
+    """Return the block-diagonal matrix with these blocks, one a rank, plus a step of any columns. Collective: yes."""
     comm = matrix.getComm().tompi4py()
     owned = local.shape[1]
-    first = comm.scan(owned) - owned
-    sizes = ((local.shape[0], matrix.getSize()[0]), (owned, comm.allreduce(owned)))
-    indices = local.indices.astype(PETSc.IntType) + PETSc.IntType(first)
-    result = PETSc.Mat().createAIJ(sizes, csr=(local.indptr.astype(PETSc.IntType), indices, local.data), comm=comm)
+    first, total = comm.scan(owned) - owned, comm.allreduce(owned)
+    rows = type(local)((local.data, local.indices + first, local.indptr), shape=(local.shape[0], total))
+    if step is not None:
+        rows = rows + step
+    sizes = ((local.shape[0], matrix.getSize()[0]), (owned, total))
+    csr = (rows.indptr.astype(PETSc.IntType), rows.indices.astype(PETSc.IntType), rows.data)
+    result = PETSc.Mat().createAIJ(sizes, csr=csr, comm=comm)
     result.assemble()
     return result
 

@@ -458,9 +458,10 @@ typedef struct {
 /* Smooth the solution of a level's system, from zero unless `again`. */
 static void smooth(const Level *l, int again)
 {
-    const Lattice g = l->lattice;
+    Lattice g = l->lattice;
     const int layers = number_of_layers(g);
     if (again) residual(g, l->stencils, l->sums, l->right, l->solution, l->rest);
+    g.used = ~0; /* the factors couple all neighbours */
     forward(g, 0, 0, layers, l->factors, l->inverse, again ? l->rest : l->right, l->half_way);
     backward(g, 0, 0, layers, l->factors, l->inverse, l->half_way, again ? l->step : l->solution,
              again ? l->solution : NULL);

@@ -14,7 +14,10 @@ _CHAIN = 3
 
 
 class Factors:
-    r"""Modified incomplete factors :math:`M = (D + L) D^{-1} (D + L^T)` of a symmetric matrix on its own pattern.
+    r"""Modified incomplete factors :math:`M = (D + L) D^{-1} (D + L^T)` of a symmetric matrix, of all neighbours.
+
+    They couple all nearest neighbours, also where the matrix does not: in 3D that saves a quarter of the iterations on
+    anisotropy.
 
     Dropped couplings are lumped after Ajiz and Jennings (Int. J. Numer. Methods Eng. 20, 1984), so that M exists and
     M - A is positive semidefinite. The unknowns are eliminated layer by layer, the lower ranks' upwards and the upper
@@ -42,11 +45,9 @@ class Factors:
     """
 
     def __init__(self, lattice: Lattice, stencils: Array, slabs: Slabs, keep: float, chain: int = _CHAIN) -> None:
+        lattice = dataclasses.replace(lattice, used=(1 << len(lattice.halves)) - 1)
         self._lattice, self._kernels, self._comm = lattice, lattice.kernels, slabs.comm
         self._find_neighbours(chain)
-        if self._down:
-            bits = sum(1 << h for h, opposite in enumerate(self._opposite()) if lattice.used >> opposite & 1)
-            self._lattice = dataclasses.replace(lattice, used=bits)
         layers = lattice.shape[0]
         self._first, self._last = (layers, 1) if self._down else (1, layers)
         self.values, self.inverse = np.zeros_like(stencils), lattice.values()
@@ -77,17 +78,13 @@ class Factors:
         self._end: int | None = beyond if rank == middle else None
         self._later: int | None = None if rank == middle else beyond
 
-    def _opposite(self) -> list[int]:
-        """Return for each array of a stencil the one of the slab turned upside down."""
-        halves = self._lattice.halves
-        return [halves.index((1, *(-o for o in offset[1:])) if offset[0] else offset) for offset in halves]
-
     def _oriented(self, stencils: Array) -> Array:
         """Return a copy that holds couplings with the layers that come later, without those that nobody asks for."""
-        oriented, axes = stencils.copy(), tuple(range(stencils.ndim - 1))
-        for h, (offset, opposite) in enumerate(zip(self._lattice.halves, self._opposite(), strict=True)):
+        oriented, halves, axes = stencils.copy(), self._lattice.halves, tuple(range(stencils.ndim - 1))
+        for h, offset in enumerate(halves):
             if offset[0] and self._down:  # with the layer below: as its point has it
-                oriented[h] = np.roll(stencils[opposite], (1, *(-o for o in offset[1:])), axes)
+                opposite = (1, *(-o for o in offset[1:]))
+                oriented[h] = np.roll(stencils[halves.index(opposite)], opposite, axes)
             if offset[0] and self._later is None:
                 oriented[h, self._last] = 0.0
         return oriented
@@ -104,18 +101,17 @@ class Factors:
 
     def _fill(self, oriented: Array, keep: float) -> Array:
         """Return what eliminating the last layer does to the stencils within the layer behind it."""
-        halves, used = self._lattice.halves, self._lattice.used
+        halves = self._lattice.halves
         fill = np.zeros((self._within(), *oriented.shape[2:]), oriented.dtype)
         last, inverse = self.values[:, self._last], self.inverse[self._last]
-        numbers = [h for h in range(1, len(halves)) if used >> h & 1]
+        numbers = range(1, len(halves))
         for b in (h for h in numbers if halves[h][0]):
             fill[0] -= _moved(last[b] ** 2 * inverse, halves[b])
             for a in (h for h in numbers if h < b):
                 between = tuple(p - q for p, q in zip(halves[b], halves[a], strict=True))
                 h = halves.index(between) if between in halves else 0
-                kept = h > 0 and used >> h & 1
                 product = last[a] * last[b]
-                if not kept:
+                if h == 0:  # outside the pattern
                     lumped = np.where(product > 0.0, keep * product, -product) * inverse
                     fill[0] += _moved(lumped, halves[b])
                     if halves[a][0]:

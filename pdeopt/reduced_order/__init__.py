@@ -15,7 +15,7 @@ _PUBLIC_NAMES = {
     "CompressedIntegrands": "pdeopt.reduced_order.compression",
     "CoordinateInterpolation": "pdeopt.reduced_order.start",
     "Cubature": "pdeopt.reduced_order.cubature",
-    "ElasticCorrection": "pdeopt.reduced_order.correction",
+    "ElasticCorrection": "pdeopt.reduced_order.elastic_correction",
     "EnrichmentSettings": "pdeopt.reduced_order.enrichment",
     "ExpandedResidual": "pdeopt.reduced_order.expansion",
     "FullResidual": "pdeopt.reduced_order.certificate",

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from pdeopt.fem import forms
 from pdeopt.fem.quasi_static import QuasiStatic
 from pdeopt.reduced_order.basis import Basis
-from pdeopt.reduced_order.correction import ElasticCorrection
 from pdeopt.reduced_order.cubature import Cubature, original_cells, select_cells
+from pdeopt.reduced_order.elastic_correction import ElasticCorrection
 from pdeopt.reduced_order.history import ReducedEquilibrium
 from pdeopt.reduced_order.inner_product import Array
 from pdeopt.reduced_order.internal_forces import InternalForces

@@ -81,7 +81,7 @@ PARTS = {
     "multigrid on grids": (linear_grid.measure, {"5a checker"}),
     "sequences of matrices": (
         linear_changing.measure,
-        {f"3{part}{arm} samples" for part in "ab" for arm in ("", " algebraic", " recycling")},
+        {f"3{part}{arm} samples" for part in "abc" for arm in ("", " algebraic", " recycling")},
     ),
     "unseen systems": (linear_systems.measure, {"4a", "4c", "4d"}),
     "growth, ranks, symmetry": (linear_checks.measure, {"5b grid", "5b algebraic"}),

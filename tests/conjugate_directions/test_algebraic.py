@@ -120,7 +120,7 @@ def test_iterations_do_not_grow_with_mesh_or_ranks():
         ksp.destroy()
         case.destroy()
     assert counts[1] <= counts[0] + 3
-    assert max(counts) <= 16  # 12 on one rank
+    assert max(counts) <= 14  # 12 on one rank
 
 
 @pytest.mark.parallel([1, 2])

@@ -108,9 +108,9 @@ def without_zeros(matrix):
 
 
 @pytest.mark.parallel([1, 2])
-@pytest.mark.parametrize("body", BODIES)
-def test_new_values_and_new_patterns(problem, body):
-    context = NeuralMultigrid(settings(problem, body))
+@pytest.mark.parametrize(("body", "reuse"), [("grid", False), ("algebraic", False), ("algebraic", True)])
+def test_new_values_and_new_patterns(problem, body, reuse):
+    context = NeuralMultigrid(settings(problem, body, reuse_interpolation=reuse))
     ksp, x, rest = solver(problem.matrix, context), problem.right.duplicate(), problem.right.duplicate()
     counts, former = [], None
     for matrix, scale in ((problem.matrix, 1.0), (problem.matrix, 1e4), (without_zeros(problem.matrix), 1.0)):
@@ -123,7 +123,7 @@ def test_new_values_and_new_patterns(problem, body):
         assert rest.norm() < 1e-8 * problem.right.norm()
         counts.append(ksp.getIterationNumber())
         kept = context._body is former
-        assert kept == (body == "grid" and scale != 1.0)
+        assert kept == ((body == "grid" or reuse) and scale != 1.0)
         assert ("update" in context.report.seconds) == kept
         former = context._body
     assert abs(counts[1] - counts[0]) <= 1
