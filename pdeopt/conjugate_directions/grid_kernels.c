@@ -94,41 +94,26 @@ void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *restrict b
         }
 }
 
-/* Unknowns are eliminated layer after layer of the slowest direction (rows in 2D, planes in 3D), from the first one or,
-   with `down`, from the last one. What couples layers is then stored the other way round: array h of the factors holds
-   the coupling of p with p + o_h, of which the slowest component is taken with the opposite sign. */
+/* Unknowns are eliminated layer after layer of the slowest direction: rows in 2D, planes in 3D. */
 static int number_of_layers(Lattice g) { return g.hz ? g.nz : g.ny; }
 static int rows_per_layer(Lattice g) { return g.hz ? g.ny : 1; }
 
-/* The place of the first point in row j of the layer that is eliminated as the l-th. */
-static long row_of_layer(Lattice g, int down, int l, int j)
-{
-    const int layer = down ? number_of_layers(g) - 1 - l : l;
-    return g.hz ? place(g, layer, j, 0) : place(g, 0, layer, 0);
-}
-
-static int later_rows(Lattice g, int down, long *rows)
-{
-    const int count = upper_rows(g, rows);
-    if (!down) return count;
-    if (!g.hz) rows[0] = -rows[0];
-    else for (int m = 1; m < count; ++m) rows[m] -= 2 * plane_size(g);
-    return count;
-}
+/* The place of the first point in row j of layer l. */
+static long row_of_layer(Lattice g, int l, int j) { return g.hz ? place(g, l, j, 0) : place(g, 0, l, 0); }
 
 /* y = (D + L)^-1 r with M = (D + L) D^-1 (D + L^T), on the layers from the first-th to before the last-th.
    L^T has the arrays 1, 2, ... of the half stencil U; `inverse` holds 1 / D. */
-void forward(Lattice g, int down, int first, int last, const REAL *U, const REAL *restrict inverse,
+void forward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse,
              const REAL *restrict r, REAL *restrict y)
 {
     const long n = array_size(g);
     long rows[4];
-    const int count = later_rows(g, down, rows);
+    const int count = upper_rows(g, rows);
     const int nx = g.nx;
     REAL sum[nx], factor[nx];
     for (int l = first; l < last; ++l)
         for (int j = 0; j < rows_per_layer(g); ++j) {
-            const long p = row_of_layer(g, down, l, j);
+            const long p = row_of_layer(g, l, j);
             const REAL *restrict e = U + n + p, *restrict w = inverse + p;
             REAL *restrict out = y + p;
             for (int i = 0; i < nx; ++i) sum[i] = r[p + i];
@@ -152,17 +137,17 @@ void forward(Lattice g, int down, int first, int last, const REAL *U, const REAL
 }
 
 /* z = (D + L^T)^-1 D y on the layers from before the last-th back to the first-th, and x += z unless x is NULL. */
-void backward(Lattice g, int down, int first, int last, const REAL *U, const REAL *restrict inverse,
+void backward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse,
               const REAL *restrict y, REAL *restrict z, REAL *x)
 {
     const long n = array_size(g);
     long rows[4];
-    const int count = later_rows(g, down, rows);
+    const int count = upper_rows(g, rows);
     const int nx = g.nx;
     REAL sum[nx], factor[nx];
     for (int l = last - 1; l >= first; --l)
         for (int j = rows_per_layer(g) - 1; j >= 0; --j) {
-            const long p = row_of_layer(g, down, l, j);
+            const long p = row_of_layer(g, l, j);
             const REAL *restrict e = U + n + p, *restrict w = inverse + p;
             REAL *restrict out = z + p;
             for (int i = 0; i < nx; ++i) sum[i] = 0;
@@ -187,11 +172,11 @@ void backward(Lattice g, int down, int first, int last, const REAL *U, const REA
 
 /* What the layer eliminated last takes from the right-hand side of a layer behind it: out, of one layer with its frame
    (rows of nx + 2; ny + 2 of them in 3D, one in 2D), has to be zero. */
-void hand_on(Lattice g, int down, const REAL *U, const REAL *restrict y, REAL *restrict out)
+void hand_on(Lattice g, const REAL *U, const REAL *restrict y, REAL *restrict out)
 {
     const long n = array_size(g);
     for (int j = 0; j < rows_per_layer(g); ++j) {
-        const long p = row_of_layer(g, down, number_of_layers(g) - 1, j);
+        const long p = row_of_layer(g, number_of_layers(g) - 1, j);
         for (int m = -g.hz; m <= g.hz; ++m) {
             const int first = g.hz ? 5 + 3 * (m + 1) : 2;
             const REAL *restrict a = U + first * n + p, *restrict c = a + n, *restrict f = c + n;
@@ -212,8 +197,8 @@ static REAL lumped(REAL product, REAL keep) { return product > 0 ? keep * produc
 /* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that
    would leave the pattern something goes to the two diagonal entries, see `lumped`: with keep = 1 its modulus, so that
    the factors exist for every positive definite A (Ajiz and Jennings 1984), and M - A is positive semidefinite. Returns
-   how many pivots had to be replaced. With `down`, A is stored as the factors are. */
-long factorise(Lattice g, int down, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
+   how many pivots had to be replaced. */
+long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
                REAL *inverse)
 {
     const long n = array_size(g);
@@ -224,7 +209,6 @@ long factorise(Lattice g, int down, int first, int last, const REAL *A, const RE
     int pairs[91][3], total = 0;
     for (int a = 1; a < count; ++a) {
         s[a] = shift(g, o[a]);
-        if (down) s[a] -= 2 * (g.hz ? o[a][0] * plane_size(g) : o[a][1] * row_length(g));
         for (int b = a + 1; b < count; ++b) {
             const int h = half_index(o[b][0] - o[a][0], o[b][1] - o[a][1], o[b][2] - o[a][2]);
             if (!is_used(g, a) || !is_used(g, b)) continue;
@@ -237,7 +221,7 @@ long factorise(Lattice g, int down, int first, int last, const REAL *A, const RE
     long replaced = 0;
     for (int l = first; l < last; ++l)
         for (int j = 0; j < rows_per_layer(g); ++j) {
-            const long p = row_of_layer(g, down, l, j);
+            const long p = row_of_layer(g, l, j);
             for (int h = 1; h < count; ++h) if (is_used(g, h)) memcpy(U + h * n + p, A + h * n + p, nx * sizeof(REAL));
             REAL pivot[nx], taken[nx];
             for (int i = 0; i < nx; ++i) { pivot[i] = diagonal[p + i]; taken[i] = 0; }
@@ -462,8 +446,8 @@ static void smooth(const Level *l, int again)
     const int layers = number_of_layers(g);
     if (again) residual(g, l->stencils, l->sums, l->right, l->solution, l->rest);
     g.used = ~0; /* the factors couple all neighbours */
-    forward(g, 0, 0, layers, l->factors, l->inverse, again ? l->rest : l->right, l->half_way);
-    backward(g, 0, 0, layers, l->factors, l->inverse, l->half_way, again ? l->step : l->solution,
+    forward(g, 0, layers, l->factors, l->inverse, again ? l->rest : l->right, l->half_way);
+    backward(g, 0, layers, l->factors, l->inverse, l->half_way, again ? l->step : l->solution,
              again ? l->solution : NULL);
 }
 

@@ -27,11 +27,11 @@ _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-
 _DECLARATIONS = """
 typedef struct { int nz, ny, nx, hz, used; } Lattice;
 void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *b, const REAL *x, REAL *r);
-void forward(Lattice g, int down, int first, int last, const REAL *U, const REAL *inverse, const REAL *r, REAL *y);
-void backward(Lattice g, int down, int first, int last, const REAL *U, const REAL *inverse, const REAL *y, REAL *z,
+void forward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *r, REAL *y);
+void backward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *y, REAL *z,
               REAL *x);
-void hand_on(Lattice g, int down, const REAL *U, const REAL *y, REAL *out);
-long factorise(Lattice g, int down, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
+void hand_on(Lattice g, const REAL *U, const REAL *y, REAL *out);
+long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
                REAL *inverse);
 void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W);
 void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac);

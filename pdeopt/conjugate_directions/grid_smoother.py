@@ -20,8 +20,8 @@ class Factors:
     anisotropy.
 
     Dropped couplings are lumped after Ajiz and Jennings (Int. J. Numer. Methods Eng. 20, 1984), so that M exists and
-    M - A is positive semidefinite. The unknowns are eliminated layer by layer, the lower ranks' upwards and the upper
-    ones' downwards, until they meet: the twisted factorisation (van der Vorst, Parallel Comput. 5, 1987). So a cut does
+    M - A is positive semidefinite. The unknowns of the lower ranks are eliminated in their order and those of the upper
+    ones in reverse, until they meet: the twisted factorisation (van der Vorst, Parallel Comput. 5, 1987). So a cut does
     no harm, and two ranks never wait for each other. More than ``chain`` ranks would wait longer than they work: they
     form groups, between which the couplings are severed and their moduli added to the diagonal.
 
@@ -49,13 +49,15 @@ class Factors:
         self._lattice, self._kernels, self._comm = lattice, lattice.kernels, slabs.comm
         self._find_neighbours(chain)
         layers = lattice.shape[0]
-        self._first, self._last = (layers, 1) if self._down else (1, layers)
+        self._first, self._last = 1, layers
         self.values, self.inverse = np.zeros_like(stencils), lattice.values()
         if not slabs.cut:
             self._factorise(stencils, stencils[0], keep, 0, layers)
             return
         oriented = self._oriented(stencils)
         diagonal = self._sever(stencils)
+        if self._down:
+            diagonal = _flipped(diagonal)
         if self._begin is not None:
             self._add(self._receive(self._begin, oriented), oriented, diagonal, self._first)
         self._factorise(oriented, diagonal, keep, 0, layers - 1)
@@ -63,7 +65,8 @@ class Factors:
             self._add(self._receive(self._end, oriented), oriented, diagonal, self._last)
         self._factorise(oriented, diagonal, keep, layers - 1, layers)
         if self._later is not None:
-            self._comm.Send(self._fill(oriented, keep), self._later)
+            fill = self._fill(oriented, keep)
+            self._comm.Send(self._turned(fill) if self._down else fill, self._later)
 
     def _find_neighbours(self, chain: int) -> None:
         """Find which way to go, and which ranks come before the first, before the last and after the last layer."""
@@ -78,13 +81,18 @@ class Factors:
         self._end: int | None = beyond if rank == middle else None
         self._later: int | None = None if rank == middle else beyond
 
+    def _turned(self, stencils: Array) -> Array:
+        """Return stencils of the lattice seen from its other end: all directions are reversed, as the order is."""
+        turned = np.empty_like(stencils)
+        axes = tuple(range(stencils.ndim - 1))
+        for h, values in enumerate(stencils):  # a coupling belongs to its other point then
+            turned[h] = np.roll(_flipped(values), [-o for o in self._lattice.halves[h][-values.ndim :]], axes)
+        return turned
+
     def _oriented(self, stencils: Array) -> Array:
         """Return a copy that holds couplings with the layers that come later, without those that nobody asks for."""
-        oriented, halves, axes = stencils.copy(), self._lattice.halves, tuple(range(stencils.ndim - 1))
-        for h, offset in enumerate(halves):
-            if offset[0] and self._down:  # with the layer below: as its point has it
-                opposite = (1, *(-o for o in offset[1:]))
-                oriented[h] = np.roll(stencils[halves.index(opposite)], opposite, axes)
+        oriented = self._turned(stencils) if self._down else stencils.copy()
+        for h, offset in enumerate(self._lattice.halves):
             if offset[0] and self._later is None:
                 oriented[h, self._last] = 0.0
         return oriented
@@ -127,7 +135,7 @@ class Factors:
     def _receive(self, source: int, oriented: Array) -> Array:
         fill = np.empty((self._within(), *oriented.shape[2:]), oriented.dtype)
         self._comm.Recv(fill, source)
-        return fill
+        return self._turned(fill) if self._down else fill
 
     @staticmethod
     def _add(fill: Array, oriented: Array, diagonal: Array, layer: int) -> None:
@@ -137,7 +145,7 @@ class Factors:
     def _factorise(self, stencils: Array, diagonal: Array, keep: float, first: int, last: int) -> None:
         pointers = map(self._kernels.pointer, (stencils, diagonal))
         factors = map(self._kernels.pointer, (self.values, self.inverse))
-        self._kernels.library.factorise(self._lattice.c, self._down, first, last, *pointers, keep, *factors)
+        self._kernels.library.factorise(self._lattice.c, first, last, *pointers, keep, *factors)
 
     def solve(self, right: Array, half_way: Array, answer: Array, total: Array | None = None) -> None:
         """Set the answer to M^-1 times a vector, and add it to a total. Collective: yes.
@@ -152,38 +160,54 @@ class Factors:
             What to add the answer to, if any.
         """
         layers = self._lattice.shape[0]
-        before = right[[self._first, self._last]]
+        if self._down:
+            right, result = _flipped(right), np.zeros_like(answer)
+        else:
+            right, result = right.copy() if self._begin is not None or self._end is not None else right, answer
         self._take(self._begin, right[self._first])
         self._sweep("forward", 0, layers - 1, right, half_way)
         self._take(self._end, right[self._last])
         self._sweep("forward", layers - 1, layers, right, half_way)
-        right[[self._first, self._last]] = before
-        answer[[0, -1]] = 0.0
+        result[[0, -1]] = 0.0
         if self._later is not None:
             taken = np.zeros_like(right[0])
             pointers = map(self._kernels.pointer, (self.values, half_way, taken))
-            self._kernels.library.hand_on(self._lattice.c, self._down, *pointers)
-            self._comm.Send(taken, self._later)
-            self._comm.Recv(answer[0 if self._down else -1], self._later)
-        self._sweep("backward", layers - 1, layers, half_way, answer, total)
-        if self._end is not None:
-            self._comm.Send(answer[self._last], self._end)
-        self._sweep("backward", 0, layers - 1, half_way, answer, total)
-        if self._begin is not None:
-            self._comm.Send(answer[self._first], self._begin)
+            self._kernels.library.hand_on(self._lattice.c, *pointers)
+            self._send(taken, self._later)
+            result[-1] = self._layer(self._later, taken)
+        self._sweep("backward", layers - 1, layers, half_way, result, None)
+        self._send(result[self._last], self._end)
+        self._sweep("backward", 0, layers - 1, half_way, result, None)
+        self._send(result[self._first], self._begin)
+        if self._down:
+            answer[...] = _flipped(result)
+        if total is not None:
+            self._lattice.inner(total)[...] += self._lattice.inner(answer)
+
+    def _send(self, layer: Array, target: int | None) -> None:
+        if target is not None:
+            self._comm.Send(_flipped(layer) if self._down else layer, target)
+
+    def _layer(self, source: int, like: Array) -> Array:
+        layer = np.empty_like(like)
+        self._comm.Recv(layer, source)
+        return _flipped(layer) if self._down else layer
 
     def _take(self, source: int | None, layer: Array) -> None:
         if source is not None:
-            taken = np.empty_like(layer)
-            self._comm.Recv(taken, source)
-            layer -= taken
+            layer -= self._layer(source, layer)
 
     def _sweep(self, name: str, first: int, last: int, *arrays: Array | None) -> None:
         pointers = [self._kernels.null if array is None else self._kernels.pointer(array) for array in arrays]
         factors = map(self._kernels.pointer, (self.values, self.inverse))
-        getattr(self._kernels.library, name)(self._lattice.c, self._down, first, last, *factors, *pointers)
+        getattr(self._kernels.library, name)(self._lattice.c, first, last, *factors, *pointers)
 
 
 def _moved(layer: Array, offset: tuple[int, ...]) -> Array:
     """Return the values of a layer at the points that lie behind theirs by an offset's components within the layer."""
     return np.roll(layer, offset[1:], tuple(range(layer.ndim)))
+
+
+def _flipped(values: Array) -> Array:
+    """Return the values in reversed directions."""
+    return np.ascontiguousarray(np.flip(values))

@@ -66,10 +66,10 @@ def by_the_book(dense, shape, starts, keep):
     """Eliminate point after point, from both ends to the middle rank, and keep the pattern of nearest neighbours."""
     layers = [list(range(start, end)) for start, end in itertools.pairwise(starts)]
     middle = len(layers) // 2
-    ordered = [layers[r] for r in range(middle)] + [layers[r][::-1] for r in range(len(layers) - 1, middle, -1)]
-    ordered.append(layers[middle][::-1] if middle else layers[middle])
     number = np.arange(len(dense)).reshape(shape)
-    order = np.concatenate([number[layer].ravel() for part in ordered for layer in part])
+    upwards = [number[layers[r]].ravel() for r in range(max(middle, 1))]
+    downwards = [number[layers[r]].ravel()[::-1] for r in range(len(layers) - 1, max(middle, 1) - 1, -1)]
+    order = np.concatenate([*upwards, *downwards])
     places = np.stack(np.unravel_index(order, shape), axis=1)
     near = np.abs(places[:, None] - places[None]).max(axis=2) <= 1
     rest, factor = dense[np.ix_(order, order)], np.zeros_like(dense)
