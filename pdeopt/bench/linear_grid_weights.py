@@ -20,6 +20,7 @@ from pdeopt.bench.linear_families import LinearCase
 from pdeopt.conjugate_directions import GridMultigrid
 from pdeopt.conjugate_directions.grid_coarsening import coarsen
 from pdeopt.conjugate_directions.grid_slabs import Slabs
+from pdeopt.conjugate_directions.grid_smoother import Factors
 from pdeopt.conjugate_directions.grid_stencils import Lattice
 from pdeopt.parallel import random_stream
 
@@ -80,13 +81,11 @@ def system(case: LinearCase, keep: float) -> System:
     from scipy.sparse.linalg import splu
 
     layout = GridMultigrid(case.A, case.coordinates, dtype=np.float64).layout
-    lattice, kernels = layout.lattice, layout.lattice.kernels
-    pointer = kernels.pointer
+    lattice, slabs = layout.lattice, Slabs(MPI.COMM_SELF, layout.starts)
     stencils, _ = layout.stencils(case.A)
-    factors, inverse, b = np.zeros_like(stencils), lattice.values(), lattice.values()
-    arrays = map(pointer, (factors, inverse))
-    kernels.library.factorise(lattice.c, 0, 0, lattice.shape[0], pointer(stencils), pointer(stencils[0]), keep, *arrays)
-    coarse, weights, _ = coarsen(lattice, stencils, Slabs(MPI.COMM_SELF, layout.starts))
+    made, b = Factors(lattice, stencils, slabs, keep), lattice.values()
+    factors, inverse = made.values, made.inverse
+    coarse, weights, _ = coarsen(lattice, stencils, slabs)
     layout.to_lattice(case.b.array_r, b)
 
     A, lower = _couplings(lattice, stencils, factors)
