@@ -78,9 +78,10 @@ class NeuralMultigrid:
         interpolated exactly. The constants (measure of strength, threshold, steps) follow from the class of the
         matrix: several unknowns a node, anisotropic, or the rest. It needs the extra ``multigrid``.
 
-    No network chooses the interpolation: weights found for each matrix by gradient descent, the best that any network
-    could predict, saved no iteration on jumps and a quarter of them on anisotropy, less than 0.8 of the total with
-    the price of the prediction (``pdeopt bench linear``).
+    No network chooses the operators: with those found for each matrix by gradient descent, the best that any network
+    could predict, the algebraic body saved no iteration on jumps and a quarter of them on anisotropy, about a tenth of
+    the total, and the grid body between nothing (anisotropy) and an eighth (jumps), with the price of the prediction
+    (``pdeopt bench linear``).
 
     New values in the same pattern reuse what depends on the pattern alone: the grid body's lattice and partition.
     The algebraic body makes everything anew, unless it is to keep its interpolations.
