@@ -1,4 +1,4 @@
-"""The command line: ``pdeopt info``, ``pdeopt demo NAME``, ``pdeopt bench NAME``, ``pdeopt run|tune -- SCRIPT``."""
+"""The command line: ``pdeopt info``, ``pdeopt demo|bench|train NAME``, ``pdeopt run|tune -- SCRIPT``."""
 
 import contextlib
 import difflib
@@ -29,6 +29,10 @@ from pdeopt.report import InputError, PdeoptError
 
 class UsageError(InputError):
     """The command line asks for something that does not exist; every rank finds the same."""
+
+
+TRAINED = {"neural-multigrid": "pdeopt.conjugate_directions.training"}
+"""What ``pdeopt train`` knows, and the modules that have a function ``train(folder, seed, comm)``."""
 
 
 class OptionalPackage(NamedTuple):
@@ -215,6 +219,31 @@ def bench(
         raise UsageError(f"unexpected word {petsc_options[0]!r}: options for PETSc stand after --")
     repeat = (2 if quick else 5) if repeat is None else repeat
     _run_bench(module, name, petsc_options, quick, repeat, json, markdown)
+    return 0
+
+
+@app.command
+def train(name: str | None = None, /, *, output: pathlib.Path = pathlib.Path(), seed: int = 0) -> int:
+    """Train the networks of a method anew, on all ranks, or list what can be trained.
+
+    Parameters
+    ----------
+    name
+        The method; without a name they are listed.
+    output
+        Folder for the weights, each file with a model card in its header.
+    seed
+        Of the training data and of the first weights.
+    """
+    rank, _ = _rank_and_size()
+    if name is None:
+        table.make_console(rank).print("\n".join(TRAINED))
+        return 0
+    module = TRAINED[_known("training", name, TRAINED)]
+    from mpi4py import MPI
+
+    for path, report in importlib.import_module(module).train(output, seed, MPI.COMM_WORLD):
+        table.make_console(rank).print(f"{path}\n{report}\n", markup=False, highlight=False)
     return 0
 
 
