@@ -59,7 +59,9 @@ class TwoLevels:
     """
 
     def __init__(self, lattice: Lattice) -> None:
-        self.lattice, dimension = lattice, len(lattice.shape)
+        # The factors couple all neighbours.
+        self.lattice = lattice = dataclasses.replace(lattice, used=(1 << len(lattice.halves)) - 1)
+        dimension = len(lattice.shape)
         number = np.arange(int(np.prod(lattice.padded))).reshape(lattice.padded)
         self.inner = torch.from_numpy(number[(slice(1, -1),) * dimension].ravel().copy())
         strides = np.array([int(np.prod(lattice.padded[axis + 1 :])) for axis in range(dimension)])
