@@ -8,11 +8,13 @@ from pdeopt.report import InputError
 
 __all__ = ["Factors"]
 
-# Entries of a matrix above which multigrid is cheaper than the complete factors.
-_MOST = 300_000
-# Levels of fill of incomplete factors by the entries in a row: 2D and 3D. Swept on unseen systems of 1,000 to 20,000
-# unknowns: a third of GAMG's total in the median, half of it at the worst decile.
-_NARROW, _LEVELS_NARROW, _LEVELS = 9.0, 4, 1
+# Entries of a node with those of its own component: up to this value matrices are of the plane.
+_NARROW = 9.0
+# Levels of fill of incomplete factors, in the plane and in space. Swept on unseen systems of 1,000 to 20,000 unknowns:
+# a third of GAMG's total in the median, half of it at the worst decile.
+_LEVELS = {True: 4, False: 1}
+# Unknowns in space above which multigrid is cheaper than complete factors.
+_MOST = 5000
 
 
 class Factors:
@@ -31,7 +33,7 @@ class Factors:
     Raises
     ------
     InputError
-        If there are too many entries for complete factors, or they do not exist.
+        If there are too many unknowns for complete factors, or they do not exist.
 
     Collective: no.
     """
@@ -42,13 +44,13 @@ class Factors:
         self._kind = choose_constants(matrix, LocalRows(matrix))[0]
         self._made_of = _identity(matrix)
         rows, entries = matrix.getSize()[0], matrix.getInfo()["nz_used"]
+        plane = entries <= _NARROW * rows * matrix.getBlockSize()
         if self._kind == "isotropic":
-            levels = _LEVELS_NARROW if entries <= _NARROW * rows else _LEVELS
-            defaults = {"pc_type": "icc", "pc_factor_levels": levels, "pc_factor_mat_ordering_type": "rcm"}
-        elif entries <= _MOST:
+            defaults = {"pc_type": "icc", "pc_factor_levels": _LEVELS[plane], "pc_factor_mat_ordering_type": "rcm"}
+        elif plane or rows <= _MOST:
             defaults = {"pc_type": "cholesky", "pc_factor_mat_solver_type": "mumps"}
         else:
-            raise InputError(f"the matrix has {entries:.0f} entries, too many for complete factors")
+            raise InputError(f"{rows} unknowns in space are too many for complete factors")
         self._pc = PETSc.PC().create(matrix.getComm())
         self._pc.setOptionsPrefix(prefix)
         self._pc.setOperators(matrix)

@@ -20,7 +20,7 @@ __all__ = ["DeepConjugateDirections", "DirectionSettings"]
 
 _LOGGER = logging.getLogger(__name__)
 # No classical solve is taken to cost less than these seconds.
-_LEAST_SECONDS = 0.02
+_LEAST_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DirectionSettings:
     true_residual: int = 0
     gain: float = 0.1
     window: int = 1000
-    price: float = 500.0
+    price: float = 1000.0
 
     def __post_init__(self) -> None:
         for name in ("truncate", "recycle", "true_residual", "gain", "window", "price"):
@@ -84,7 +84,7 @@ class DeepConjugateDirections:
         residual: the first four of them, the 8th, 16th and so on; 0: never.
     ``-ksp_dcd_window`` : 1000
         Iterations within which the residual has to halve.
-    ``-ksp_dcd_price`` : 500
+    ``-ksp_dcd_price`` : 1000
         Cost of a classical solve in searches, each a product with the matrix and an orthogonalisation, until one has
         been timed; 0: seconds do not count.
 

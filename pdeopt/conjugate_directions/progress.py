@@ -1,12 +1,13 @@
 """Whether proposed directions get on: what they gain beside the plainest choice, and what they cost beside a solver."""
 
+import bisect
 import math
 import time
 
 from petsc4py import PETSc
 
 # Part of the price of a classical solve that proposals may cost before a forecast counts.
-_TRIAL = 0.3
+_TRIAL = 0.2
 # Of a classical solve, the part that does not depend on where it starts: its set-up.
 _SETUP = 0.5
 # The residual has to fall by this factor within the window; in an iteration in which it does, there is no doubt.
@@ -29,7 +30,7 @@ class Progress:
     def __init__(self, norm: float, target: float, window: int) -> None:
         self._target, self._window = target, window
         self._norms, self._least = [norm], [norm]
-        self._times = [time.perf_counter()]
+        self._last, self._seconds = time.perf_counter(), list[float]()
         self._doubtful, self._doubts = False, 0
 
     def note(self, norm: float) -> None:
@@ -38,7 +39,9 @@ class Progress:
         self._doubts += self._doubtful
         self._norms.append(norm)
         self._least.append(min(norm, self._least[-1]))
-        self._times.append(time.perf_counter())
+        now = time.perf_counter()
+        bisect.insort(self._seconds, now - self._last)
+        self._last = now
 
     @property
     def stagnates(self) -> bool:
@@ -62,21 +65,23 @@ class Progress:
     def too_dear(self, price: float) -> bool:
         """Whether the rest would cost more than a classical solve from here, of ``price`` seconds from the start.
 
-        The rest is forecast from the least norms of the later half of the iterations, from 0.3 of the price on. As
+        The rest is forecast from the least norms of the later half of the iterations, from 0.2 of the price on. As
         residuals that have not fallen yet may still do so, the forecast has the weight of the part of the price that
-        has been spent. By the seconds of this rank: let rank 0 decide.
+        has been spent. An iteration counts with their median, so that no hiccup of the machine decides. By the seconds
+        of this rank: let rank 0 decide.
         """
-        spent = self._times[-1] - self._times[0]
+        last, half = len(self._seconds), len(self._seconds) // 2
+        pace = self._seconds[half]
+        spent = last * pace
         if spent < _TRIAL * price or self._norms[-1] <= self._target:
             return False
-        last, half = len(self._norms) - 1, (len(self._norms) - 1) // 2
         left = math.log(self._norms[-1] / self._target)
         share = left / max(math.log(self._norms[0] / self._target), left)
         classical = price * (_SETUP + (1.0 - _SETUP) * share)
         fall = math.log(self._least[half] / self._least[last])
         if fall <= 0.0:
             return True
-        forecast = (self._times[last] - self._times[half]) * left / fall
+        forecast = (last - half) * pace * left / fall
         return forecast * min(spent / price, 1.0) > classical
 
 
