@@ -52,7 +52,9 @@ def solve_by_body(A: PETSc.Mat, b: PETSc.Vec, body: str, coordinates: Coordinate
 
 
 class BodyArm(SequenceArm):
-    """Solves a sequence with one of the bodies, by conjugate gradients or by directions with a recycled space.
+    """Solves a sequence by conjugate gradients, or by directions with a recycled space, with one of the bodies.
+
+    The grid body keeps its lattice from one matrix to the next, the algebraic one its interpolations.
 
     Parameters
     ----------
@@ -67,13 +69,14 @@ class BodyArm(SequenceArm):
     """
 
     def __init__(self, name: str, body: str, coordinates: Coordinates, recycle: int = 0) -> None:
-        super().__init__(name, {}, keep=body == "grid" or recycle > 0)  # the algebraic body begins anew
+        super().__init__(name, {}, keep=True)
         self._body, self._coordinates, self._recycle = body, coordinates, recycle
 
     def _make(self, A: PETSc.Mat) -> PETSc.KSP:
         # Seconds do not count, so that another job on the machine changes no decision.
         loop = DeepConjugateDirections(DirectionSettings(recycle=self._recycle, price=0.0)) if self._recycle else None
-        ksp = solver(A, multigrid(self._body, self._coordinates), loop)
+        settings = MultigridSettings(body=self._body, coordinates=self._coordinates, reuse_interpolation=True)
+        ksp = solver(A, NeuralMultigrid(settings), loop)
         ksp.setOptionsPrefix(self._prefix)
         return ksp
 
