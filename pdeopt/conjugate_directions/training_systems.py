@@ -67,8 +67,8 @@ class SystemSource:
         problem.tensor.x.array[:] = self._medium(field, problem.centres).ravel()
         matrix = problem.assemble()
         layout = GridMultigrid(matrix, problem.coordinates, dtype=np.float64).layout
-        lattice, slabs = layout.lattice, Slabs(MPI.COMM_SELF, layout.starts)
-        stencils, _ = layout.stencils(matrix)
+        slabs = Slabs(MPI.COMM_SELF, layout.starts)
+        lattice, stencils, _ = layout.stencils(matrix)
         matrix.destroy()
         for _ in range(level):
             lattice, _, stencils = coarsen(lattice, stencils, slabs)
@@ -174,6 +174,7 @@ def two_level_system(lattice: Lattice, stencils: Floats, slabs: Slabs, stream: n
     noise[inner, 1::2] /= np.maximum(root[inner], 1e-150)
     return TwoLevelSystem(
         stencils.reshape(len(stencils), -1),
+        lattice.used if len(lattice.shape) == 3 else (1 << len(lattice.halves)) - 1,
         lambda x: np.ascontiguousarray((A @ x.T).T),
         lambda r: np.ascontiguousarray((P @ exact(P.T @ r.T)).T),
         np.ascontiguousarray(noise.T),

@@ -23,7 +23,11 @@ __all__ = ["TwoLevelSystem", "TwoLevels"]
 type Floats = npt.NDArray[np.float64]
 type Operator = Callable[[torch.Tensor], torch.Tensor]
 
-_STEPS = 4  # of descent
+_STEPS = 5  # of conjugate gradients
+# The least eigenvalue of the cycle times the matrix that errors show stays away from zero: the coarse level of longer
+# cycles is not exact, and they have to be positive definite too.
+_LEAST, _PENALTY = 0.2, 20.0
+_SLOWEST = 1e-2
 _TINY = 1e-26  # of the energy of an error is rounding
 
 
@@ -35,6 +39,8 @@ class TwoLevelSystem:
     ----------
     stencils
         Halves of the symmetric stencils, shape (5 or 14, padded points).
+    used
+        Bit h says whether array h has entries in the factors.
     matrix
         Takes vectors to their products with A, shape (vectors, padded points).
     coarse
@@ -44,6 +50,7 @@ class TwoLevelSystem:
     """
 
     stencils: Floats
+    used: int
     matrix: Callable[[Floats], Floats]
     coarse: Callable[[Floats], Floats]
     errors: Floats
@@ -59,9 +66,7 @@ class TwoLevels:
     """
 
     def __init__(self, lattice: Lattice) -> None:
-        # The factors couple all neighbours.
-        self.lattice = lattice = dataclasses.replace(lattice, used=(1 << len(lattice.halves)) - 1)
-        dimension = len(lattice.shape)
+        self.lattice, dimension = lattice, len(lattice.shape)
         number = np.arange(int(np.prod(lattice.padded))).reshape(lattice.padded)
         self.inner = torch.from_numpy(number[(slice(1, -1),) * dimension].ravel().copy())
         strides = np.array([int(np.prod(lattice.padded[axis + 1 :])) for axis in range(dimension)])
@@ -70,14 +75,14 @@ class TwoLevels:
         times = np.array([2 ** (dimension - 1 - axis) for axis in range(dimension)])
         wave = np.tensordot(np.indices(lattice.shape), times, (0, 0)).ravel()
         self._waves = [self.inner[torch.from_numpy(wave == t)] for t in np.unique(wave)]
-        kept, dropped = [], []
-        for a, b in itertools.combinations(range(1, len(lattice.halves)), 2):
-            between = tuple(p - q for p, q in zip(lattice.halves[b], lattice.halves[a], strict=True))
-            if between in lattice.halves:
-                kept.append((a, b, lattice.halves.index(between)))
-            else:
-                dropped.append((a, b))
-        self._kept, self._dropped = torch.tensor(kept).reshape(-1, 3), torch.tensor(dropped).reshape(-1, 2)
+        numbers = range(1, len(lattice.halves))
+        between = {
+            (a, b): tuple(p - q for p, q in zip(lattice.halves[b], lattice.halves[a], strict=True))
+            for a, b in itertools.combinations(numbers, 2)
+        }
+        # 0 where no array couples the two points.
+        met = [lattice.halves.index(o) if o in lattice.halves else 0 for o in between.values()]
+        self._pairs = torch.tensor(list(between)).T, torch.tensor(met)
 
     def couplings(self, stencils: torch.Tensor) -> torch.Tensor:
         """Return what the network sees, shape (batch, points, 8 or 26), of stencils (batch, 5 or 14, padded points).
@@ -91,36 +96,38 @@ class TwoLevels:
         inverse = torch.where(diagonal > 0.0, 1.0 / torch.where(diagonal > 0.0, diagonal, 1.0), 0.0)
         return torch.cat([later * inverse, before * inverse], dim=1).movedim(1, -1)
 
-    def factorise(self, stencils: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def factorise(self, systems: Sequence[TwoLevelSystem], keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return L^T as stencils, and 1 / D, of shapes (batch, 5 or 14, padded points) and (batch, padded points).
 
         Parameters
         ----------
-        stencils
-            As for `couplings`.
+        systems
+            The matrices.
         keep
             For each point the share of what its elimination drops, shape (batch, points).
 
         Collective: no.
         """
-        batch, _, size = stencils.shape
+        stencils = torch.from_numpy(np.stack([system.stencils for system in systems]))
+        batch, count, size = stencils.shape
+        used = torch.tensor([[h > 0 and system.used >> h & 1 for h in range(count)] for system in systems]).double()
         upper, inverse = torch.zeros_like(stencils), stencils.new_zeros(batch, size)
         shares = stencils.new_zeros(batch, size).index_copy(1, self.inner, keep)
-        (a, b, h), (c, d), shifts = self._kept.T, self._dropped.T, self.shifts
-        ends = torch.cat([shifts[c], shifts[d]])
-        c, d = torch.cat([c, c]), torch.cat([d, d])
-        later, every = torch.arange(1, len(shifts)), torch.arange(batch)[:, None]
+        ((a, b), h), shifts = self._pairs, self.shifts
+        kept, dropped = used[:, h, None], 1.0 - used[:, h, None]
+        later, every = torch.arange(1, count), torch.arange(batch)[:, None]
         for wave in self._waves:
             diagonal = stencils[:, 0, wave]
             behind = wave - shifts[later][:, None]
             pivot = diagonal - (upper[:, later[:, None], behind] ** 2 * inverse[:, behind]).sum(1)
-            behind = wave - ends[:, None]
-            product = upper[:, c[:, None], behind] * upper[:, d[:, None], behind]
-            lumped = torch.where(product > 0.0, shares[:, behind] * product, -product)
-            pivot = pivot + (lumped * inverse[:, behind]).sum(1)
             behind = wave - shifts[a][:, None]
-            fill = upper[:, a[:, None], behind] * upper[:, b[:, None], behind] * inverse[:, behind]
-            entries = stencils[:, 1:, wave].index_add(1, h - 1, fill, alpha=-1.0)
+            product = upper[:, a[:, None], behind] * upper[:, b[:, None], behind]
+            fill = product * inverse[:, behind] * kept
+            pivot = pivot + (_lumped(product, shares[:, behind]) * inverse[:, behind] * dropped).sum(1)
+            entries = stencils[:, 1:, wave].index_add(1, (h - 1).clamp_min(0), fill, alpha=-1.0) * used[:, 1:, None]
+            behind = wave - shifts[b][:, None]
+            product = upper[:, a[:, None], behind] * upper[:, b[:, None], behind]
+            pivot = pivot + (_lumped(product, shares[:, behind]) * inverse[:, behind] * dropped).sum(1)
             pivot = torch.where(pivot > 1e-3 * diagonal, pivot, diagonal)
             upper = upper.index_put((every[..., None], later[None, :, None], wave), entries)
             inverse = inverse.index_put((every, wave), 1.0 / pivot)
@@ -143,7 +150,7 @@ class TwoLevels:
             return _Symmetric.apply(x, system.matrix)
 
         def smooth(r: torch.Tensor) -> torch.Tensor:
-            return _Smooth.apply(upper, inverse, r, self)
+            return _Smooth.apply(upper, inverse, r, self, system.used)
 
         def cycle(r: torch.Tensor) -> torch.Tensor:
             x = smooth(r)
@@ -156,7 +163,7 @@ class TwoLevels:
     def loss(self, systems: Sequence[TwoLevelSystem], keep: torch.Tensor) -> torch.Tensor:
         """Return for each matrix the logarithm of the steps that an error takes to fall by e in the norm of A.
 
-        Each step follows the direction that the cycle proposes as far as the error falls.
+        The steps are those of conjugate gradients. A cycle that is hardly positive definite is punished.
 
         Parameters
         ----------
@@ -172,32 +179,43 @@ class TwoLevels:
 
         Collective: no.
         """
-        stencils = torch.from_numpy(np.stack([system.stencils for system in systems]))
-        uppers, inverses = self.factorise(stencils, keep)
-        rates = []
+        uppers, inverses = self.factorise(systems, keep)
+        losses = []
         for system, upper, inverse in zip(systems, uppers, inverses, strict=True):
             multiply, cycle = self.cycle(system, upper, inverse)
             error = torch.from_numpy(system.errors)
             r = multiply(error)
-            before = (error * r).sum(1)
-            for _ in range(_STEPS):
-                step = cycle(r)
-                image = multiply(step)
-                length = ((step * r).sum(1) / (step * image).sum(1))[:, None]
-                error, r = error - length * step, r - length * image
-            rates.append(-0.5 * torch.log((error * r).sum(1).abs() / before + _TINY).mean() / _STEPS)
-        return -torch.log(torch.stack(rates))
+            before = energy = (error * r).sum(1)
+            direction, old, least = r, before, before.new_tensor(1.0)
+            for step in range(_STEPS):
+                proposed = cycle(r)
+                new = (proposed * r).sum(1)
+                least = torch.minimum(least, (new / energy).min())
+                direction = proposed + (new / old)[:, None] * direction if step else proposed
+                old, image = new, multiply(direction)
+                length = (new / (direction * image).sum(1))[:, None]
+                error, r = error - length * direction, r - length * image
+                energy = (error * r).sum(1).abs()
+            rate = -0.5 * torch.log(energy / before + _TINY).mean() / _STEPS
+            losses.append(_PENALTY * torch.relu(_LEAST - least) ** 2 - torch.log(rate.clamp_min(_SLOWEST)))
+        return torch.stack(losses)
 
-    def solve(self, upper: Floats, inverse: Floats, right: Floats) -> tuple[Floats, Floats]:
+    def solve(self, used: int, upper: Floats, inverse: Floats, right: Floats) -> tuple[Floats, Floats]:
         """Return (D + L)^-1 and M^-1 times vectors, by the kernels of the cycle. Collective: no."""
         kernels, layers = self.lattice.kernels, self.lattice.shape[0]
         half, answer = np.zeros_like(right), np.zeros_like(right)
+        lattice = dataclasses.replace(self.lattice, used=used).c
         factors = kernels.pointer(upper), kernels.pointer(inverse)
         for r, y, x in zip(right, half, answer, strict=True):
             pointers = kernels.pointer(r), kernels.pointer(y), kernels.pointer(x)
-            kernels.library.forward(self.lattice.c, 0, layers, *factors, *pointers[:2])
-            kernels.library.backward(self.lattice.c, 0, layers, *factors, *pointers[1:], kernels.null)
+            kernels.library.forward(lattice, 0, layers, *factors, *pointers[:2])
+            kernels.library.backward(lattice, 0, layers, *factors, *pointers[1:], kernels.null)
         return half, answer
+
+
+def _lumped(product: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Return what goes to each of two diagonal entries for a dropped coupling."""
+    return torch.where(product > 0.0, keep * product, -product)
 
 
 class _Symmetric(torch.autograd.Function):
@@ -218,25 +236,29 @@ class _Smooth(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, upper: torch.Tensor, inverse: torch.Tensor, r: torch.Tensor, levels: TwoLevels
+        ctx: Any, upper: torch.Tensor, inverse: torch.Tensor, r: torch.Tensor, levels: TwoLevels, used: int
     ) -> torch.Tensor:
         factors = upper.detach().contiguous(), inverse.detach().contiguous()
-        half, x = map(torch.from_numpy, levels.solve(*(f.numpy() for f in factors), r.detach().contiguous().numpy()))
+        half, x = map(
+            torch.from_numpy, levels.solve(used, *(f.numpy() for f in factors), r.detach().contiguous().numpy())
+        )
         ctx.save_for_backward(*factors, half, x)
-        ctx.levels = levels
+        ctx.levels, ctx.used = levels, used
         return x
 
     @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         upper, inverse, half, x = ctx.saved_tensors
         levels = ctx.levels
-        solved = levels.solve(upper.numpy(), inverse.numpy(), slope.contiguous().numpy())
+        solved = levels.solve(ctx.used, upper.numpy(), inverse.numpy(), slope.contiguous().numpy())
         half_slope, y = map(torch.from_numpy, solved)
         inner = levels.inner
         of_upper, of_inverse = torch.zeros_like(upper), torch.zeros_like(inverse)
         for h, shift in enumerate(levels.shifts[1:].tolist(), start=1):
             there = inner + shift
+            if not ctx.used >> h & 1:
+                continue
             of_upper[h, inner] = -(y[:, there] * half[:, inner] + x[:, there] * half_slope[:, inner]).sum(0)
         of_pivots = -(y * half - half_slope * half + half_slope * x).sum(0)
         of_inverse[inner] = -of_pivots[inner] / inverse[inner] ** 2
-        return of_upper, of_inverse, y, None
+        return of_upper, of_inverse, y, None, None
