@@ -17,13 +17,12 @@ from pdeopt.conjugate_directions.factor_body import Factors
 from pdeopt.conjugate_directions.grid_body import GridMultigrid
 from pdeopt.conjugate_directions.matrix_check import check_matrix
 from pdeopt.fem.forms import log_event
-from pdeopt.fem.settings import read_settings
+from pdeopt.fem.settings import check_choice, read_settings
 from pdeopt.report import KSP_ADVICE, InputError, PdeoptError, SolveReport
 
 __all__ = ["MultigridSettings", "NeuralMultigrid"]
 
 _LOGGER = logging.getLogger(__name__)
-_BODIES = ("auto", "grid", "algebraic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +45,8 @@ class MultigridSettings:
     coordinates: object = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if self.body not in _BODIES:
-            raise InputError(f"body is {self.body!r}: choose {', '.join(_BODIES[:-1])} or {_BODIES[-1]}")
-        if self.strength not in ("auto", "symmetric", "evolution"):
-            raise InputError(f"strength is {self.strength!r}: choose auto, symmetric or evolution")
+        check_choice(self, "body", ("auto", "grid", "algebraic"))
+        check_choice(self, "strength", ("auto", "symmetric", "evolution"))
         if self.coarse_size < 1:
             raise InputError(f"coarse_size is {self.coarse_size!r}: give a positive number of unknowns")
         if self.small < 0:
