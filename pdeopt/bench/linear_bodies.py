@@ -78,15 +78,29 @@ class BodyArm(SequenceArm):
         return ksp
 
 
-def recycling_arm(name: str, options: Options, recycle: int) -> SequenceArm:
-    """Return the loop of directions with a classical preconditioner by options and a recycled space. Collective: no."""
-    loop = {
-        "ksp_type": "python",
-        "ksp_python_type": "pdeopt.DeepConjugateDirections",
-        "ksp_dcd_price": "0",
-        "ksp_dcd_recycle": str(recycle),
-    }
-    return SequenceArm(name, options | loop, keep=True)
+class RecyclingArm(SequenceArm):
+    """Solves a sequence by the loop of directions with a classical preconditioner and a recycled space.
+
+    Parameters
+    ----------
+    name
+        Of the arm.
+    options
+        Of the PC without prefix; a ``ksp_type`` is left out.
+    recycle
+        Directions that are kept for the next matrix.
+    """
+
+    def __init__(self, name: str, options: Options, recycle: int) -> None:
+        super().__init__(name, {key: value for key, value in options.items() if key != "ksp_type"}, keep=True)
+        self._recycle = recycle
+
+    def _make(self, A: PETSc.Mat) -> PETSc.KSP:
+        ksp = super()._make(A)
+        # Not by -ksp_python_type: PETSc would make a new context, with nothing kept, whenever it reads the options.
+        ksp.setType(PETSc.KSP.Type.PYTHON)
+        ksp.setPythonContext(DeepConjugateDirections(DirectionSettings(recycle=self._recycle, price=0.0)))
+        return ksp
 
 
 def body_arms(coordinates: Coordinates, recycle: int) -> Mapping[str, Callable[[], SequenceArm]]:

@@ -10,7 +10,7 @@ from dolfinx import fem
 
 from pdeopt.bench.harness import say
 from pdeopt.bench.linear_arms import petsc_arms
-from pdeopt.bench.linear_bodies import Coordinates, body_arms, recycling_arm
+from pdeopt.bench.linear_bodies import Coordinates, RecyclingArm, body_arms
 from pdeopt.bench.linear_domains import domain_mesh
 from pdeopt.bench.linear_outcome import Outcome
 from pdeopt.bench.linear_sequence_arms import SequenceArm, classical_arms, replay
@@ -51,7 +51,7 @@ def _sequence(study: Study, name: str, dimension: int, size: int, matrices: int)
     }
     own = {
         **body_arms(places, _RECYCLED),
-        f"ICC, {_RECYCLED} recycled": lambda: recycling_arm(f"ICC, {_RECYCLED} recycled", incomplete, _RECYCLED),
+        f"ICC, {_RECYCLED} recycled": lambda: RecyclingArm(f"ICC, {_RECYCLED} recycled", incomplete, _RECYCLED),
     }
     outcomes = replay(SEQUENCES[name](study.comm, size, matrices, seed), classical | own)
     totals = {arm: sum(outcome.total_cpu for outcome in found) for arm, found in outcomes.items()}
