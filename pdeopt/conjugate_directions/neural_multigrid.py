@@ -76,8 +76,9 @@ class NeuralMultigrid:
     algebraic
         For any matrix of type aij: aggregates of strongly coupled unknowns, interpolation smoothed in one or two steps,
         Galerkin products, SOR forward down and backward up. A near-nullspace that is attached to the matrix is
-        interpolated exactly. The constants (measure of strength, threshold, steps) follow from the class of the
-        matrix: several unknowns a node, anisotropic, or the rest. It needs the extra ``multigrid``.
+        interpolated exactly. Of several unknowns a node on one rank, set-up and sweeps are compiled, and a sweep solves
+        for a node's unknowns at once (`BlockCycle`). The constants (measure of strength, threshold, steps) follow from
+        the class of the matrix: several unknowns a node, anisotropic, or the rest. It needs the extra ``multigrid``.
 
     No network chooses the operators: with those found for each matrix by gradient descent, the best that any network
     could predict, the algebraic body saved no iteration on jumps and a quarter of them on anisotropy, about a tenth of
@@ -114,7 +115,8 @@ class NeuralMultigrid:
         Algebraic body: keep the interpolations while only the values of the matrix change, as in a sequence of similar
         ones: an update takes a third of a set-up or less.
     ``-pc_nmg_mg_levels_...``, ``-pc_nmg_mg_up_...``, ``-pc_nmg_mg_coarse_...``, ``-pc_nmg_pc_mg_...``
-        Algebraic body: options of PETSc's smoothers, down and up, of the coarse solver, and of the cycle.
+        Algebraic body: options of PETSc's smoothers, down and up, of the coarse solver, and of the cycle; not where the
+        sweeps are compiled.
     ``-pc_nmg_factors_pc_...``
         Options of the factors of small matrices.
 
