@@ -26,7 +26,7 @@ type Operator = Callable[[torch.Tensor], torch.Tensor]
 _STEPS = 5  # of conjugate gradients
 # The least eigenvalue of the cycle times the matrix that errors show stays away from zero: the coarse level of longer
 # cycles is not exact, and they have to be positive definite too.
-_LEAST, _PENALTY = 0.2, 20.0
+_LEAST, _PENALTY = 0.15, 5.0
 _SLOWEST = 1e-2
 _TINY = 1e-26  # of the energy of an error is rounding
 
@@ -197,7 +197,7 @@ class TwoLevels:
                 error, r = error - length * direction, r - length * image
                 energy = (error * r).sum(1).abs()
             rate = -0.5 * torch.log(energy / before + _TINY).mean() / _STEPS
-            losses.append(_PENALTY * torch.relu(_LEAST - least) ** 2 - torch.log(rate.clamp_min(_SLOWEST)))
+            losses.append(_PENALTY * torch.log1p(torch.relu(_LEAST - least)) - torch.log(rate.clamp_min(_SLOWEST)))
         return torch.stack(losses)
 
     def solve(self, used: int, upper: Floats, inverse: Floats, right: Floats) -> tuple[Floats, Floats]:
