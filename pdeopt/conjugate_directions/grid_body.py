@@ -37,7 +37,7 @@ class GridMultigrid:
     coordinates
         Places of the owned unknowns, shape (rows, 2 or 3), in any unit of length.
     settings
-        Constants of the cycle.
+        Constants of the cycle, by default those of `CycleSettings.of`.
     dtype
         ``float32`` or ``float64``.
     turning
@@ -67,7 +67,7 @@ class GridMultigrid:
         self._coordinates, self._turning = coordinates, turning
         self._layouts: dict[tuple[bool, ...], GridLayout] = {}  # of the directions that were wanted so far
         self.layout = self._layout(matrix, (True, True))
-        self.settings = settings or CycleSettings()
+        self.settings = settings or CycleSettings.of(len(self.layout.shape))
         self._take_values(matrix)
 
     def _layout(self, matrix: PETSc.Mat, mirrored: tuple[bool, ...]) -> GridLayout:
@@ -76,16 +76,16 @@ class GridMultigrid:
         return self._layouts[mirrored]
 
     def _take_values(self, matrix: PETSc.Mat) -> None:
-        stencils, sums = self.layout.stencils(matrix)
+        lattice, stencils, sums = self.layout.stencils(matrix)
         if self._turning:
-            turns = self._wanted_turns(self.layout.lattice, stencils)
+            turns = self._wanted_turns(lattice, stencils)
             if any(turns):
                 pairs = itertools.zip_longest(self.layout.mirrored, turns, fillvalue=False)
                 self.layout = self._layout(matrix, tuple(before != turn for before, turn in pairs))
-                stencils, sums = self.layout.stencils(matrix)
+                lattice, stencils, sums = self.layout.stencils(matrix)
         layout = self.layout
         slabs = Slabs(layout.comm, layout.starts)
-        self.cycle = GridCycle(layout.lattice, stencils, sums, slabs, layout.depth, self.settings)
+        self.cycle = GridCycle(lattice, stencils, sums, slabs, layout.depth, self.settings)
 
     def _wanted_turns(self, lattice: Lattice, stencils: Array) -> tuple[bool, ...]:
         """Return which directions but the slowest to turn, that strong couplings be along rising diagonals."""

@@ -26,25 +26,28 @@ _SOURCE = pathlib.Path(__file__).with_name("grid_kernels.c")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 _DECLARATIONS = """
 typedef struct { int nz, ny, nx, hz, used; } Lattice;
-void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *b, const REAL *x, REAL *r);
+void residual(Lattice g, int first, int last, const REAL *A, const REAL *sums, const REAL *b, const REAL *x,
+              REAL *r);
 void forward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *r, REAL *y);
 void backward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *y, REAL *z,
               REAL *x);
 void hand_on(Lattice g, const REAL *U, const REAL *y, REAL *out);
 long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
                REAL *inverse);
-void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W);
-void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac);
-void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *r, REAL *rc);
-void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *xc, REAL *x);
+void sort_by_parity(Lattice g, Lattice coarse, const REAL *A, REAL *sorted);
+void weigh(Lattice g, Lattice coarse, const REAL *sorted, REAL *W);
+void project(Lattice g, Lattice coarse, const REAL *sorted, const REAL *W, REAL *Ac);
+void restrict_to(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *r, REAL *rc);
+void interpolate(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *xc, REAL *x);
 typedef struct {
     Lattice lattice;
     const REAL *stencils, *sums, *factors, *inverse, *weights;
-    REAL *right, *solution, *rest, *half_way, *step, *before;
+    REAL *right, *solution, *rest, *before;
     int visits;
     const REAL *lengths;
 } Level;
 void cycle(const Level *levels, int count, const REAL *dense, int again);
+int find_used(Lattice g, const REAL *A, REAL least);
 long find_entries(long rows, const int *indptr, const long *from, const long *to, long span, const int *half,
                   const long *start, const long *size, int *entries, long *places, int *used);
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out);
