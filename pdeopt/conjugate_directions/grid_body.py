@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pdeopt.conjugate_directions.grid_cycle import CycleSettings, GridCycle
 from pdeopt.conjugate_directions.grid_kernels import load_kernels
 from pdeopt.conjugate_directions.grid_layout import GridLayout
+from pdeopt.conjugate_directions.grid_network import SmootherNetwork, load_network
 from pdeopt.conjugate_directions.grid_slabs import Slabs
 from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
 
@@ -46,7 +47,7 @@ class GridMultigrid:
     Raises
     ------
     InputError
-        If the unknowns do not lie on a lattice.
+        If the unknowns do not lie on a lattice, or a file of weights cannot be used.
     PdeoptError
         If the C compiler fails.
 
@@ -68,6 +69,8 @@ class GridMultigrid:
         self._layouts: dict[tuple[bool, ...], GridLayout] = {}  # of the directions that were wanted so far
         self.layout = self._layout(matrix, (True, True))
         self.settings = settings or CycleSettings()
+        self._network: SmootherNetwork | None = None
+        self._loaded = "constant"  # whose weights the network has
         self._take_values(matrix)
 
     def _layout(self, matrix: PETSc.Mat, mirrored: tuple[bool, ...]) -> GridLayout:
@@ -83,9 +86,12 @@ class GridMultigrid:
                 pairs = itertools.zip_longest(self.layout.mirrored, turns, fillvalue=False)
                 self.layout = self._layout(matrix, tuple(before != turn for before, turn in pairs))
                 stencils, sums = self.layout.stencils(matrix)
-        layout = self.layout
+        layout, settings = self.layout, self.settings
+        if settings.weights != self._loaded:
+            self._network = load_network(layout.comm, settings.weights, len(layout.shape))
+            self._loaded = settings.weights
         slabs = Slabs(layout.comm, layout.starts)
-        self.cycle = GridCycle(layout.lattice, stencils, sums, slabs, layout.depth, self.settings)
+        self.cycle = GridCycle(layout.lattice, stencils, sums, slabs, layout.depth, settings, self._network)
 
     def _wanted_turns(self, lattice: Lattice, stencils: Array) -> tuple[bool, ...]:
         """Return which directions but the slowest to turn, that strong couplings be along rising diagonals."""
@@ -130,6 +136,7 @@ class GridMultigrid:
             "lattice": " x ".join(str(count) for count in layout.shape[::-1]),
             "slabs": len(layout.starts) - 1,
             "precision": np.dtype(layout.lattice.kernels.dtype).name,
+            "smoother": f"incomplete factors, keep {self._network or self.settings.keep}",
         }
 
     def view(self, viewer: PETSc.Viewer) -> None:

@@ -31,8 +31,10 @@ void forward(Lattice g, int first, int last, const REAL *U, const REAL *inverse,
 void backward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *y, REAL *z,
               REAL *x);
 void hand_on(Lattice g, const REAL *U, const REAL *y, REAL *out);
-long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
+long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, const REAL *keep, REAL *U,
                REAL *inverse);
+void predict(Lattice g, int units, const REAL *A, const REAL *W, const REAL *b, const REAL *v, REAL c,
+             REAL *keep);
 void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W);
 void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac);
 void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *r, REAL *rc);
@@ -93,11 +95,11 @@ def _build(name: str, dtype: np.dtype[Any], folder: pathlib.Path) -> str:
     if found:
         return str(found[0])
     folder.mkdir(parents=True, exist_ok=True)
-    real, modulus = ("float", "fabsf") if dtype == np.float32 else ("double", "fabs")
+    real, tangent = ("float", "tanhf") if dtype == np.float32 else ("double", "tanh")
     builder = FFI()
     builder.cdef(_DECLARATIONS.replace("REAL", real))
     builder.set_source(
-        name, f"#define REAL {real}\n#define FABS {modulus}\n{_SOURCE.read_text()}", extra_compile_args=_FLAGS
+        name, f"#define REAL {real}\n#define TANH {tangent}\n{_SOURCE.read_text()}", extra_compile_args=_FLAGS
     )
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from pdeopt.conjugate_directions.algebraic_body import AlgebraicMultigrid
 from pdeopt.conjugate_directions.body import Body
 from pdeopt.conjugate_directions.grid_body import GridMultigrid
+from pdeopt.conjugate_directions.grid_cycle import CycleSettings
+from pdeopt.conjugate_directions.grid_network import WeightsError
 from pdeopt.conjugate_directions.matrix_check import check_matrix
 from pdeopt.fem.forms import log_event
 from pdeopt.fem.settings import read_settings
@@ -36,6 +38,7 @@ class MultigridSettings:
     """
 
     body: str = "auto"
+    weights: str = "learned"
     strength: str = "auto"
     threshold: float = -1.0
     descents: int = -1
@@ -97,6 +100,10 @@ class NeuralMultigrid:
     ``-pc_nmg_coordinates`` : KEY
         Key of petsctools' application context: the scalar DOLFINx function space, or an array of shape (rows, 2 or 3)
         with the places of the owned unknowns, in any unit of length.
+    ``-pc_nmg_weights`` : learned (default), constant or PATH
+        Grid body: weights of the network that predicts from each point's stencil what the smoother keeps of dropped
+        couplings: those that come with the package, where there are any for lattices of so many dimensions, none (all
+        is kept, which is safe for every positive definite matrix), or those of a file.
     ``-pc_nmg_strength`` : auto (default), symmetric or evolution
         Algebraic body: measure of strength, see `pdeopt.conjugate_directions.algebraic_hierarchy.Constants`.
     ``-pc_nmg_threshold`` : -1
@@ -239,11 +246,12 @@ class NeuralMultigrid:
         if self._refused == matrix.getSizes():
             return None
         try:
-            grid = GridMultigrid(matrix, _places(self.settings.coordinates, matrix))
+            cycle = CycleSettings(weights=self.settings.weights)
+            grid = GridMultigrid(matrix, _places(self.settings.coordinates, matrix), cycle)
             self._why = "the unknowns lie on a lattice, and nearest neighbours are coupled"
             return grid
         except PdeoptError as error:
-            if self.settings.body == "grid":
+            if self.settings.body == "grid" or isinstance(error, WeightsError):
                 raise
             self._why, self._refused = str(error), matrix.getSizes()
             return None
