@@ -73,6 +73,11 @@ class GridMultigrid:
         self._loaded = "constant"  # whose weights the network has
         self._take_values(matrix)
 
+    @property
+    def learned(self) -> bool:
+        """Whether a network predicts what the smoother keeps."""
+        return self._network is not None
+
     def _layout(self, matrix: PETSc.Mat, mirrored: tuple[bool, ...]) -> GridLayout:
         if mirrored not in self._layouts:
             self._layouts[mirrored] = GridLayout(matrix, self._coordinates, self._kernels, mirrored)

@@ -124,8 +124,8 @@ def _read(path: pathlib.Path, dimensions: int) -> SmootherNetwork:
     wanted = dict(zip(_NAMES, ((units, 3**dimensions - 1), (units,), (1, units), (1,)), strict=True))
     if shapes != wanted or len(tensors) != len(wanted) or any(t.dtype != np.float32 for t in tensors.values()):
         raise WeightsError(
-            f"weights {path} hold { ({name: t.shape for name, t in tensors.items()}) }, and in {dimensions}D the network "
-            f"has {wanted}, in float32: {_REMEDY}"
+            f"weights {path} hold {', '.join(f'{name} {t.shape} {t.dtype}' for name, t in tensors.items())}, and in "
+            f"{dimensions}D the network has {', '.join(wanted)} of shapes {(*wanted.values(),)} in float32: {_REMEDY}"
         )
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
