@@ -29,13 +29,15 @@ _RIVALS = (
     "GAMG: threshold 0.02", "GAMG: threshold 0.05 halved, aggressive 2, SOR", "ICC: 0", "ICC: 2", "ICC: 3",
     "Eisenstat: 1.8", "Eisenstat: 1.95", "MUMPS: Cholesky", "Sine transform: SciPy",
 )  # fmt: skip
-_SETTINGS = {
-    "constants": CycleSettings(),
+_SETTINGS: dict[str, CycleSettings | None] = {
+    "constants": None,  # of the dimension
+    "keep 1": CycleSettings(),
     "V-cycle": CycleSettings(visits=1),
     "W-cycle": CycleSettings(least=1.0),
     "keep 0.75": CycleSettings(keep=0.75),
     "keep 0.25": CycleSettings(keep=0.25),
     "keep 0.25, V-cycle": CycleSettings(keep=0.25, visits=1),
+    "keep 0, V-cycle": CycleSettings(keep=0.0, visits=1),
 }
 
 
@@ -51,7 +53,8 @@ class GridArm:
     """
 
     def __init__(self, case: LinearCase, mirrored: bool | None = None) -> None:
-        self._case, self.settings, self._turning = case, CycleSettings(), mirrored is None
+        self._case, self._turning = case, mirrored is None
+        self._constants = self.settings = CycleSettings.of(FAMILIES[case.family].dimension)
         self._places = case.coordinates * [-1.0, 1.0, 1.0] if mirrored else case.coordinates
         self._body: GridMultigrid | None = None
 
@@ -69,9 +72,9 @@ class GridArm:
         assert self._body is not None
         self._body.apply(x, y)
 
-    def solve(self, name: str, settings: CycleSettings) -> Outcome:
-        """Solve the system by conjugate gradients. Collective: yes."""
-        self.settings = settings
+    def solve(self, name: str, settings: CycleSettings | None = None) -> Outcome:
+        """Solve the system by conjugate gradients, by default with the constants of the dimension. Collective: yes."""
+        self.settings = settings or self._constants
         solver = PETSc.KSP().create(self._case.comm)
         solver.setOperators(self._case.A)
         solver.setType(PETSc.KSP.Type.CG)
@@ -105,7 +108,7 @@ def _family(study: Study, domain: str, kind: str, size: int, seeds: int) -> floa
     for sample in range(seeds):
         case = FAMILIES[name].case(study.comm, size, study.settings.seed + sample)
         grid = GridArm(case)
-        started = dataclasses.replace(grid.solve("first", CycleSettings()), arm="grid: first")
+        started = dataclasses.replace(grid.solve("first"), arm="grid: first")
         own = [_best(grid, name, settings) for name, settings in _SETTINGS.items()]
         wanted = CONSTANTS.get(FAMILIES[name].group, _RIVALS)[:_BEST]
         rivals = solve(case, [arm for arm in all_arms(case) if arm in wanted])
@@ -135,7 +138,7 @@ def _family(study: Study, domain: str, kind: str, size: int, seeds: int) -> floa
     return float(statistics.median(steps))
 
 
-def _best(grid: GridArm, name: str, settings: CycleSettings, rounds: int = 2) -> Outcome:
+def _best(grid: GridArm, name: str, settings: CycleSettings | None, rounds: int = 2) -> Outcome:
     """Return the fastest of some solves."""
     return min((grid.solve(name, settings) for _ in range(rounds)), key=lambda outcome: outcome.total_cpu)
 

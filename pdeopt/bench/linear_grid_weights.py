@@ -81,8 +81,8 @@ def system(case: LinearCase, keep: float) -> System:
     from scipy.sparse.linalg import splu
 
     layout = GridMultigrid(case.A, case.coordinates, dtype=np.float64).layout
-    lattice, slabs = layout.lattice, Slabs(MPI.COMM_SELF, layout.starts)
-    stencils, _ = layout.stencils(case.A)
+    slabs = Slabs(MPI.COMM_SELF, layout.starts)
+    lattice, stencils, _ = layout.stencils(case.A)
     smoother = Factors(lattice, stencils, slabs, keep)
     factors, inverse, b = smoother.values, smoother.inverse, lattice.values()
     coarse, weights, _ = coarsen(lattice, stencils, slabs)

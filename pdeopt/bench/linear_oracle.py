@@ -98,7 +98,7 @@ def _totals(study: Study, name: str, size: int, number: int, share: float) -> No
         case = FAMILIES[name].case(study.comm, size, study.settings.seed + sample)
         arms = [GridArm(case, mirrored) for mirrored in _DIRECTIONS]
         for arm in arms:
-            arm.solve("first", CycleSettings())
+            arm.solve("first")
         rounds = [[arm.solve(str(each), each) for each in _SETTINGS for arm in arms] for _ in range(2)]
         chosen.append([outcome.total_cpu for outcome in rounds[0]])
         judged.append(rounds[1])

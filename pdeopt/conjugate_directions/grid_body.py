@@ -38,11 +38,13 @@ class GridMultigrid:
     coordinates
         Places of the owned unknowns, shape (rows, 2 or 3), in any unit of length.
     settings
-        Constants of the cycle.
+        Constants of the cycle, by default those of `CycleSettings.of`.
     dtype
         ``float32`` or ``float64``.
     turning
         Whether the directions follow the matrix.
+    weights
+        Of the settings, where none are given.
 
     Raises
     ------
@@ -63,20 +65,21 @@ class GridMultigrid:
         settings: CycleSettings | None = None,
         dtype: npt.DTypeLike = np.float32,
         turning: bool = True,
+        weights: str = "constant",
     ) -> None:
         self._kernels = load_kernels(matrix.getComm().tompi4py(), dtype)
         self._coordinates, self._turning = coordinates, turning
         self._layouts: dict[tuple[bool, ...], GridLayout] = {}  # of the directions that were wanted so far
         self.layout = self._layout(matrix, (True, True))
-        self.settings = settings or CycleSettings()
+        self.settings = settings or CycleSettings.of(len(self.layout.shape), weights)
         self._network: SmootherNetwork | None = None
         self._loaded = "constant"  # whose weights the network has
         self._take_values(matrix)
 
     @property
-    def learned(self) -> bool:
-        """Whether a network predicts what the smoother keeps."""
-        return self._network is not None
+    def safe(self) -> bool:
+        """Whether the cycle is positive definite for every positive definite matrix."""
+        return self._network is None and self.settings.keep == 1.0
 
     def _layout(self, matrix: PETSc.Mat, mirrored: tuple[bool, ...]) -> GridLayout:
         if mirrored not in self._layouts:
@@ -84,19 +87,19 @@ class GridMultigrid:
         return self._layouts[mirrored]
 
     def _take_values(self, matrix: PETSc.Mat) -> None:
-        stencils, sums = self.layout.stencils(matrix)
+        lattice, stencils, sums = self.layout.stencils(matrix)
         if self._turning:
-            turns = self._wanted_turns(self.layout.lattice, stencils)
+            turns = self._wanted_turns(lattice, stencils)
             if any(turns):
                 pairs = itertools.zip_longest(self.layout.mirrored, turns, fillvalue=False)
                 self.layout = self._layout(matrix, tuple(before != turn for before, turn in pairs))
-                stencils, sums = self.layout.stencils(matrix)
+                lattice, stencils, sums = self.layout.stencils(matrix)
         layout, settings = self.layout, self.settings
         if settings.weights != self._loaded:
             self._network = load_network(layout.comm, settings.weights, len(layout.shape))
             self._loaded = settings.weights
         slabs = Slabs(layout.comm, layout.starts)
-        self.cycle = GridCycle(layout.lattice, stencils, sums, slabs, layout.depth, settings, self._network)
+        self.cycle = GridCycle(lattice, stencils, sums, slabs, layout.depth, settings, self._network)
 
     def _wanted_turns(self, lattice: Lattice, stencils: Array) -> tuple[bool, ...]:
         """Return which directions but the slowest to turn, that strong couplings be along rising diagonals."""

@@ -31,12 +31,15 @@ def coarsen(lattice: Lattice, stencils: Array, slabs: Slabs) -> tuple[Lattice, A
     Collective: yes.
     """
     kernels, coarse = lattice.kernels, lattice.halved()
+    used = sum(lattice.used >> h & 1 for h in range(len(lattice.halves)))
+    parities = coarse.stencils(2 ** len(lattice.shape) * used)
+    kernels.library.sort_by_parity(lattice.c, coarse.c, kernels.pointer(stencils), kernels.pointer(parities))
     weights = coarse.stencils(len(coarse.offsets))
-    kernels.library.weigh(lattice.c, coarse.c, kernels.pointer(stencils), kernels.pointer(weights))
+    kernels.library.weigh(lattice.c, coarse.c, kernels.pointer(parities), kernels.pointer(weights))
     slabs.halved().exchange(weights, axis=1)
     projected = coarse.stencils(len(coarse.halves))
     kernels.library.project(
-        lattice.c, coarse.c, kernels.pointer(stencils), kernels.pointer(weights), kernels.pointer(projected)
+        lattice.c, coarse.c, kernels.pointer(parities), kernels.pointer(weights), kernels.pointer(projected)
     )
     slabs.halved().exchange(projected, axis=1)
     return coarse, weights, projected

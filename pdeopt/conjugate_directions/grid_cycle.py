@@ -26,9 +26,9 @@ class CycleSettings:
     keep
         The incomplete factors drop couplings that leave the pattern of the matrix, and add moduli to the diagonal
         instead: of those of one sign all, as smooth errors do not feel it, of the others this share. With 1 the cycle
-        is positive definite for every positive definite matrix; less is often faster, above all in 3D. Negative shares
-        go towards the factors that preserve row sums, -1 (Gustafsson, BIT 18, 1978): the fastest on anisotropy, and on
-        other matrices indefinite.
+        is positive definite for every positive definite matrix; less is often faster, above all in 3D. Without positive
+        couplings even 0 is safe, as the splitting is regular then. Negative shares go towards the factors that preserve
+        row sums, -1 (Gustafsson, BIT 18, 1978): the fastest on anisotropy, and on other matrices indefinite.
     weights
         ``constant``: the share is ``keep`` everywhere. ``learned``: a network predicts it from the stencil of each
         point, on each level, with the weights that come with the package for lattices of so many dimensions; where none
@@ -59,6 +59,11 @@ class CycleSettings:
             raise InputError(f"least = {self.least} of the grid's cycle: take a share of 1")
         if self.coarsest < 8:
             raise InputError(f"coarsest = {self.coarsest} of the grid's cycle: take at least 8 points")
+
+    @classmethod
+    def of(cls, dimension: int, weights: str = "constant") -> "CycleSettings":
+        """Return the best constants in the plane or in space. Collective: no."""
+        return cls(weights=weights) if dimension == 2 else cls(keep=0.0, weights=weights, visits=1)
 
     def lengths(self) -> Array:
         """Return the lengths of the steps of the visits, shape (visits,)."""
@@ -95,15 +100,11 @@ class _Level:
         arrays = {
             "stencils": self._stencils, "sums": self._sums, "weights": self._weights,
             "factors": self._factors.values, "inverse": self._factors.inverse,
-            "right": self.right, "solution": self.solution, "rest": self.rest, "half_way": self._half_way,
-            "step": self._step, "before": self._before, "lengths": self.lengths,
+            "right": self.right, "solution": self.solution, "rest": self.rest, "before": self._before,
+            "lengths": self.lengths,
         }  # fmt: skip
         pointers = {name: self._kernels.pointer(array) for name, array in arrays.items()}
         return {"lattice": self.lattice.c, "visits": len(self.lengths), **pointers}
-
-    def _call(self, name: str, *arrays: Array | None) -> None:
-        pointers = [self._kernels.null if array is None else self._kernels.pointer(array) for array in arrays]
-        getattr(self._kernels.library, name)(self.lattice.c, *pointers)
 
     def smooth(self, again: bool) -> None:
         """Smooth the solution, from zero unless ``again``. Collective: yes."""
@@ -116,7 +117,13 @@ class _Level:
     def subtract(self) -> None:
         """Compute what is left of the right-hand side. Collective: yes."""
         self.slabs.exchange(self.solution)
-        self._call("residual", self._stencils, self._sums, self.right, self.solution, self.rest)
+        self._residual(self.right)
+
+    def _residual(self, right: Array | None) -> None:
+        pointer = self._kernels.pointer
+        given = self._kernels.null if right is None else pointer(right)
+        operator, arrays = map(pointer, (self._stencils, self._sums)), map(pointer, (self.solution, self.rest))
+        self._kernels.library.residual(self.lattice.c, 0, self.lattice.shape[0], *operator, given, *arrays)
 
     def coarse_sums(self) -> Array:
         """Return the row sums of the coarse stencils: P^T A P times one. Collective: yes."""
@@ -125,7 +132,7 @@ class _Level:
         rounded = np.abs(self.solution - 1.0) < 16.0 * np.finfo(self.solution.dtype).eps
         self.solution[rounded] = 1.0
         self.slabs.exchange(self.solution)
-        self._call("residual", self._stencils, self._sums, None, self.solution, self.rest)
+        self._residual(None)
         sums = self.coarse.values()
         self.restrict(sums)
         self.solution[...] = 0.0
@@ -134,16 +141,16 @@ class _Level:
     def restrict(self, right: Array) -> None:
         """Set the next level's right-hand side. Collective: yes."""
         self.slabs.exchange(self.rest)
-        self._transfer("restrict_to", self.rest, right)
+        self._transfer("restrict_to", self.coarse.shape[0], self.rest, right)
 
     def interpolate(self, solution: Array) -> None:
         """Add the next level's solution. Collective: yes."""
         self.slabs.halved().exchange(solution)
-        self._transfer("interpolate", solution, self.solution)
+        self._transfer("interpolate", self.lattice.shape[0], solution, self.solution)
 
-    def _transfer(self, name: str, *arrays: Array) -> None:
+    def _transfer(self, name: str, layers: int, *arrays: Array) -> None:
         pointers = map(self._kernels.pointer, (self._weights, *arrays))
-        getattr(self._kernels.library, name)(self.lattice.c, self.coarse.c, *pointers)
+        getattr(self._kernels.library, name)(self.lattice.c, self.coarse.c, 0, layers, *pointers)
 
 
 class GridCycle:
@@ -164,7 +171,7 @@ class GridCycle:
     depth
         How often the slabs can be halved.
     settings
-        Constants of the cycle.
+        Constants of the cycle, by default those of `CycleSettings.of`.
     network
         What predicts the shares that are kept, instead of the constant.
 
@@ -186,7 +193,7 @@ class GridCycle:
         settings: CycleSettings | None = None,
         network: SmootherNetwork | None = None,
     ) -> None:
-        settings = settings or CycleSettings()
+        settings = settings or CycleSettings.of(len(lattice.shape))
         self._levels: list[_Level] = []
         slabs.exchange(stencils, axis=1)
         while slabs.whole(lattice).points > settings.coarsest and (depth > 0 or not slabs.cut):

@@ -7,7 +7,7 @@
    follow each other in memory. Transfer stencils are whole: array k of 9 or 27 holds at the coarse point C the weight
    with which the fine point 2 C + o_k takes its value. */
 
-#include <math.h>
+#include <tgmath.h>
 #include <string.h>
 
 /* Bit h of `used` says whether array h of the stencils and of their factors has entries; hz is 0 in 2D and 1 in 3D. */
@@ -51,17 +51,26 @@ static int half_offsets(Lattice g, int (*o)[3])
     return count;
 }
 
+/* Kernels go layer after layer of the slowest direction: rows in 2D, planes in 3D. */
+static int number_of_layers(Lattice g) { return g.hz ? g.nz : g.ny; }
+static int rows_per_layer(Lattice g) { return g.hz ? g.ny : 1; }
+
+/* The place of the first point in row j of layer l. */
+static long row_of_layer(Lattice g, int l, int j) { return g.hz ? place(g, l, j, 0) : place(g, 0, l, 0); }
+
 /* r = b - A x; with b = NULL, r = A x. Not A's diagonal but its row sums enter, and differences of x: where strong
-   couplings meet weak ones, or x is smooth, rounding then does no harm. */
-void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *restrict b, const REAL *restrict x, REAL *restrict r)
+   couplings meet weak ones, or x is smooth, rounding then does no harm. On the layers from the first-th to before the
+   last-th. */
+void residual(Lattice g, int first, int last, const REAL *A, const REAL *sums, const REAL *restrict b,
+              const REAL *restrict x, REAL *restrict r)
 {
     const long n = array_size(g);
     long rows[4];
     const int count = upper_rows(g, rows);
     const int nx = g.nx;
-    for (int k = 0; k < g.nz; ++k)
-        for (int j = 0; j < g.ny; ++j) {
-            const long p = place(g, k, j, 0);
+    for (int l = first; l < last; ++l)
+        for (int j = 0; j < rows_per_layer(g); ++j) {
+            const long p = row_of_layer(g, l, j);
             const REAL *restrict d = sums + p, *restrict e = A + n + p, *restrict u = x + p;
             REAL *restrict out = r + p;
             for (int i = 0; i < nx; ++i) 
@@ -94,17 +103,9 @@ void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *restrict b
         }
 }
 
-/* Unknowns are eliminated layer after layer of the slowest direction: rows in 2D, planes in 3D. */
-static int number_of_layers(Lattice g) { return g.hz ? g.nz : g.ny; }
-static int rows_per_layer(Lattice g) { return g.hz ? g.ny : 1; }
-
-/* The place of the first point in row j of layer l. */
-static long row_of_layer(Lattice g, int l, int j) { return g.hz ? place(g, l, j, 0) : place(g, 0, l, 0); }
-
 /* y = (D + L)^-1 r with M = (D + L) D^-1 (D + L^T), on the layers from the first-th to before the last-th.
-   L^T has the arrays 1, 2, ... of the half stencil U; `inverse` holds 1 / D. */
-void forward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse,
-             const REAL *restrict r, REAL *restrict y)
+   L^T has the arrays 1, 2, ... of the half stencil U; `inverse` holds 1 / D. Vector y may be r. */
+void forward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse, const REAL *r, REAL *y)
 {
     const long n = array_size(g);
     long rows[4];
@@ -115,7 +116,6 @@ void forward(Lattice g, int first, int last, const REAL *U, const REAL *restrict
         for (int j = 0; j < rows_per_layer(g); ++j) {
             const long p = row_of_layer(g, l, j);
             const REAL *restrict e = U + n + p, *restrict w = inverse + p;
-            REAL *restrict out = y + p;
             for (int i = 0; i < nx; ++i) sum[i] = r[p + i];
             for (int m = 0; m < count; ++m) {
                 const long q = p - rows[m];
@@ -132,13 +132,14 @@ void forward(Lattice g, int first, int last, const REAL *U, const REAL *restrict
             }
             for (int i = 0; i < nx; ++i) { sum[i] *= w[i]; factor[i] = w[i] * e[i - 1]; }
             REAL last_one = 0;
-            for (int i = 0; i < nx; ++i) out[i] = last_one = sum[i] - factor[i] * last_one;
+            for (int i = 0; i < nx; ++i) y[p + i] = last_one = sum[i] - factor[i] * last_one;
         }
 }
 
-/* z = (D + L^T)^-1 D y on the layers from before the last-th back to the first-th, and x += z unless x is NULL. */
-void backward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse,
-              const REAL *restrict y, REAL *restrict z, REAL *x)
+/* z = (D + L^T)^-1 D y on the layers from before the last-th back to the first-th, and x += z unless x is NULL. Vector z
+   may be y. */
+void backward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse, const REAL *y, REAL *z,
+              REAL *restrict x)
 {
     const long n = array_size(g);
     long rows[4];
@@ -149,7 +150,6 @@ void backward(Lattice g, int first, int last, const REAL *U, const REAL *restric
         for (int j = rows_per_layer(g) - 1; j >= 0; --j) {
             const long p = row_of_layer(g, l, j);
             const REAL *restrict e = U + n + p, *restrict w = inverse + p;
-            REAL *restrict out = z + p;
             for (int i = 0; i < nx; ++i) sum[i] = 0;
             for (int m = 0; m < count; ++m) {
                 const REAL *restrict a = U + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
@@ -165,8 +165,8 @@ void backward(Lattice g, int first, int last, const REAL *U, const REAL *restric
             }
             for (int i = 0; i < nx; ++i) { sum[i] = y[p + i] - w[i] * sum[i]; factor[i] = w[i] * e[i]; }
             REAL last_one = 0;
-            for (int i = nx - 1; i >= 0; --i) out[i] = last_one = sum[i] - factor[i] * last_one;
-            if (x) for (int i = 0; i < nx; ++i) x[p + i] += out[i];
+            for (int i = nx - 1; i >= 0; --i) z[p + i] = last_one = sum[i] - factor[i] * last_one;
+            if (x) for (int i = 0; i < nx; ++i) x[p + i] += z[p + i];
         }
 }
 
@@ -197,7 +197,8 @@ static REAL lumped(REAL product, REAL keep) { return product > 0 ? keep * produc
 /* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that
    would leave the pattern something goes to the two diagonal entries, see `lumped`, as the eliminated point's `keep`
    says: with 1 its modulus, so that the factors exist for every positive definite A (Ajiz and Jennings 1984), and M - A
-   is positive semidefinite. Returns how many pivots had to be replaced. */
+   is positive semidefinite. U may be A where elimination changes no coupling of the pattern. Returns how many pivots had
+   to be replaced. */
 long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, const REAL *keep, REAL *U,
                REAL *inverse)
 {
@@ -222,7 +223,9 @@ long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagon
     for (int l = first; l < last; ++l)
         for (int j = 0; j < rows_per_layer(g); ++j) {
             const long p = row_of_layer(g, l, j);
-            for (int h = 1; h < count; ++h) if (is_used(g, h)) memcpy(U + h * n + p, A + h * n + p, nx * sizeof(REAL));
+            if (U != A)
+                for (int h = 1; h < count; ++h)
+                    if (is_used(g, h)) memcpy(U + h * n + p, A + h * n + p, nx * sizeof(REAL));
             REAL pivot[nx], taken[nx];
             for (int i = 0; i < nx; ++i) { pivot[i] = diagonal[p + i]; taken[i] = 0; }
             for (int a = 2; a < count; ++a) {
@@ -306,134 +309,231 @@ void predict(Lattice g, int units, const REAL *A, const REAL *W, const REAL *b, 
                         for (int t = 0; t < UNITS; ++t) sum[t] += f[e] * W[(u + t) * all + number[e]];
                     for (int t = 0; t < UNITS; ++t) total += v[u + t] * (Block)((Mask)sum[t] & (sum[t] > 0));
                 }
-                for (int i = 0; i < points; ++i) keep[p + i] = TANH(total[i]);
+                for (int i = 0; i < points; ++i) keep[p + i] = tanh(total[i]);
             }
 }
+
+/* Where the point with the fine offset f from the fine image of a coarse point lies among points sorted by parity: those
+   of one parity form an array of the coarse lattice's shape. */
+static int parity(Lattice g, const int *f) { return ((f[0] & 1) * 2 + (f[1] & 1)) * 2 + (f[2] & 1); }
+static long halved_shift(Lattice coarse, const int *f)
+{
+    /* Arithmetic shifts: -1 and -2 lie one coarse point before. */
+    const int o[3] = {f[0] >> 1, f[1] >> 1, f[2] >> 1};
+    return shift(coarse, o);
+}
+
+/* Sort arrays of stencils by parity: so the kernels of coarsening find in a row what they add. `sorted` takes 4 or 8
+   arrays of the coarse shape for each array in use, one after another. */
+void sort_by_parity(Lattice g, Lattice coarse, const REAL *A, REAL *sorted)
+{
+    const long n = array_size(g), m = array_size(coarse);
+    for (int h = 0; h < (g.hz ? 14 : 5); ++h) {
+        if (!is_used(g, h)) continue;
+        for (int k = -g.hz; k < g.nz + g.hz; ++k)
+            for (int j = -1; j <= g.ny; ++j) {
+                const int f[3] = {k, j, 0}, at[3] = {k >> 1, j >> 1, 0};
+                const REAL *restrict a = A + h * n + place(g, k, j, 0);
+                REAL *restrict even = sorted + parity(g, f) * m + place(coarse, at[0], at[1], 0), *restrict odd = even + m;
+                odd[-1] = a[-1];
+                for (int i = 0; i < g.nx / 2; ++i) { even[i] = a[2 * i]; odd[i] = a[2 * i + 1]; }
+                even[g.nx / 2] = a[g.nx / 2 * 2];
+                if (g.nx % 2) odd[g.nx / 2] = a[g.nx];
+            }
+        sorted += (g.hz ? 8 : 4) * m;
+    }
+}
+
+/* What kernels of coarsening know of the fine stencils: for each of the 27 directions where the coupling in it is found
+   among the sorted arrays; NULL where none is used. */
+typedef struct { const REAL *array[27]; int offset[27][3], step[27][3], entries; } Couplings;
+
+static Couplings find_couplings(Lattice g, Lattice coarse, const REAL *sorted)
+{
+    Couplings c = {.entries = 0};
+    const long size = (g.hz ? 8 : 4) * array_size(coarse);
+    for (int dz = -g.hz; dz <= g.hz; ++dz)
+        for (int dy = -1; dy <= 1; ++dy)
+            for (int dx = -1; dx <= 1; ++dx) {
+                const int e = c.entries++;
+                int h = half_index(dz, dy, dx);
+                c.offset[e][0] = dz; c.offset[e][1] = dy; c.offset[e][2] = dx;
+                for (int axis = 0; axis < 3; ++axis) c.step[e][axis] = h < 0 ? c.offset[e][axis] : 0;
+                if (h < 0) h = half_index(-dz, -dy, -dx);
+                int before = 0;
+                for (int other = 0; other < h; ++other) before += is_used(g, other);
+                c.array[e] = is_used(g, h) ? sorted + before * size : NULL;
+            }
+    return c;
+}
+
+/* The coupling in direction e of the fine points with offset f from the fine image of the coarse point at place 0. */
+static const REAL *coupling(Lattice g, Lattice coarse, const Couplings *c, int e, const int *f)
+{
+    if (!c->array[e]) return NULL;
+    const int q[3] = {f[0] + c->step[e][0], f[1] + c->step[e][1], f[2] + c->step[e][2]};
+    return c->array[e] + parity(g, q) * array_size(coarse) + halved_shift(coarse, q);
+}
+
+/* out = the sum of arrays, or of their products with others. */
+static void add_arrays(long n, int count, const REAL *const *a, REAL *restrict out)
+{
+    for (long i = 0; i < n; ++i) out[i] = 0;
+    for (int t = 0; t < count; ++t) { const REAL *restrict v = a[t]; for (long i = 0; i < n; ++i) out[i] += v[i]; }
+}
+
+static void add_products(long n, int count, const REAL *const *a, const REAL *const *b, REAL *restrict out)
+{
+    long i = 0;
+    for (; i + 32 <= n; i += 32) {
+        REAL sum[32] = {0};
+        for (int t = 0; t < count; ++t) {
+            const REAL *restrict v = a[t] + i, *restrict w = b[t] + i;
+            for (int s = 0; s < 32; ++s) sum[s] += v[s] * w[s];
+        }
+        for (int s = 0; s < 32; ++s) out[i + s] = sum[s];
+    }
+    for (; i < n; ++i) {
+        REAL sum = 0;
+        for (int t = 0; t < count; ++t) sum += a[t][i] * b[t][i];
+        out[i] = sum;
+    }
+}
+
+/* Zero what lies on the frame, before and behind each row of a layer. */
+static void clear_frame(Lattice g, int k, REAL *a)
+{
+    for (int j = 0; j < g.ny; ++j) { a[place(g, k, j, -1)] = 0; a[place(g, k, j, g.nx)] = 0; }
+}
+
+/* Points of a layer that are coarsened at a time: all arrays that they need stay in the cache. */
+#define BLOCK 512
 
 /* The weights of operator-dependent interpolation: at a fine point the stencil, summed over the directions in which
    the point lies on the coarse lattice, is solved for the point (Dendy 1982, 3D: Dendy 1986). */
-void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W)
+void weigh(Lattice g, Lattice coarse, const REAL *sorted, REAL *W)
 {
-    const long n = array_size(g), m = array_size(coarse);
-    int o[27][3], order[27], entries = 0;
-    for (int dz = -g.hz; dz <= g.hz; ++dz)
-        for (int dy = -1; dy <= 1; ++dy)
-            for (int dx = -1; dx <= 1; ++dx) { o[entries][0] = dz; o[entries][1] = dy; o[entries++][2] = dx; }
-    int filled = 0;
+    const long m = array_size(coarse);
+    const Couplings c = find_couplings(g, coarse, sorted);
+    const int entries = c.entries;
+    int order[27], filled = 0;
     for (int odd = 0; odd <= 3; ++odd)
         for (int k = 0; k < entries; ++k)
-            if ((o[k][0] != 0) + (o[k][1] != 0) + (o[k][2] != 0) == odd) order[filled++] = k;
-    const int nx = coarse.nx;
-    REAL sums[8][nx];
-    for (int K = 0; K < coarse.nz; ++K)
-        for (int J = 0; J < coarse.ny; ++J) {
-            const long C = place(coarse, K, J, 0);
-            for (int t = 0; t < entries; ++t) {
-                const int k = order[t], *f = o[k];
-                REAL *restrict out = W + k * m + C;
-                if (t == 0) { for (int i = 0; i < nx; ++i) out[i] = 1; continue; }
-                const long p = place(g, 2 * K + f[0], 2 * J + f[1], f[2]);
-                memset(sums, 0, sizeof(sums));
-                for (int e = 0; e < entries; ++e) {
-                    /* Only what points at this parent, or not away along an odd direction, is needed. */
-                    int which = 0, wanted = 1;
-                    for (int axis = 0; axis < 3; ++axis) {
-                        if (!f[axis]) continue;
-                        if (o[e][axis] == -f[axis]) which |= 1 << axis;
-                        else if (o[e][axis] == f[axis]) wanted = 0;
-                    }
-                    if (!wanted) continue;
-                    int h = half_index(o[e][0], o[e][1], o[e][2]);
-                    long q = p;
-                    if (h < 0) { h = half_index(-o[e][0], -o[e][1], -o[e][2]); q += shift(g, o[e]); }
-                    if (!is_used(g, h)) continue;
-                    const REAL *restrict a = A + h * n + q;
-                    REAL *restrict sum = sums[which];
-                    for (int i = 0; i < nx; ++i) sum[i] += a[2 * i];
+            if ((c.offset[k][0] != 0) + (c.offset[k][1] != 0) + (c.offset[k][2] != 0) == odd) order[filled++] = k;
+    /* For each fine point near a coarse one: the arrays to sum up for each parent, and the parents' weights. */
+    const REAL *terms[27][8][27], *parents[27][8], *own[27];
+    int number[27][8], parent_of[27][8], count[27];
+    for (int t = 1; t < entries; ++t) {
+        const int k = order[t], *f = c.offset[k];
+        for (int which = 0; which < 8; ++which) number[t][which] = 0;
+        for (int e = 0; e < entries; ++e) {
+            /* Only what points at this parent, or not away along an odd direction, is needed. */
+            int which = 0, wanted = 1;
+            for (int axis = 0; axis < 3; ++axis) {
+                if (!f[axis]) continue;
+                if (c.offset[e][axis] == -f[axis]) which |= 1 << axis;
+                else if (c.offset[e][axis] == f[axis]) wanted = 0;
+            }
+            const REAL *a = coupling(g, coarse, &c, e, f);
+            if (wanted && a) terms[t][which][number[t][which]++] = a;
+        }
+        own[t] = coupling(g, coarse, &c, entries / 2, f);
+        count[t] = 0;
+        for (int which = 1; which < 8; ++which) {
+            int nearer[3], fits = 1;
+            for (int axis = 0; axis < 3; ++axis) {
+                nearer[axis] = which & (1 << axis) ? 0 : f[axis];
+                if ((which & (1 << axis)) && !f[axis]) fits = 0;
+            }
+            if (!fits || !number[t][which]) continue;
+            parents[t][count[t]] = W + (((nearer[0] + g.hz) * 3 + nearer[1] + 1) * 3 + nearer[2] + 1) * m;
+            parent_of[t][count[t]++] = which;
+        }
+    }
+    REAL sums[8][BLOCK], total[BLOCK];
+    for (int K = 0; K < coarse.nz; ++K) {
+        const long end = place(coarse, K, coarse.ny - 1, coarse.nx - 1) + 1;
+        for (long C = place(coarse, K, 0, 0); C < end; C += BLOCK) {
+            const long length = end - C < BLOCK ? end - C : BLOCK;
+            REAL *restrict centre = W + order[0] * m + C;
+            for (long i = 0; i < length; ++i) centre[i] = 1;
+            for (int t = 1; t < entries; ++t) {
+                const REAL *a[27], *b[8];
+                REAL *restrict out = W + order[t] * m + C;
+                for (int q = -1; q < count[t]; ++q) {
+                    const int which = q < 0 ? 0 : parent_of[t][q];
+                    for (int e = 0; e < number[t][which]; ++e) a[e] = terms[t][which][e] + C;
+                    add_arrays(length, number[t][which], a, sums[which]);
                 }
-                REAL total[nx];
-                for (int i = 0; i < nx; ++i) total[i] = 0;
-                for (int which = 1; which < 8; ++which) {
-                    int nearer[3], fits = 1;
-                    for (int axis = 0; axis < 3; ++axis) {
-                        nearer[axis] = which & (1 << axis) ? 0 : f[axis];
-                        if ((which & (1 << axis)) && !f[axis]) fits = 0;
-                    }
-                    if (!fits) continue;
-                    const int l = ((nearer[0] + g.hz) * 3 + nearer[1] + 1) * 3 + nearer[2] + 1;
-                    const REAL *restrict v = W + l * m + C, *restrict sum = sums[which];
-                    for (int i = 0; i < nx; ++i) total[i] -= sum[i] * v[i];
-                }
-                const REAL *restrict own = A + p, *restrict centre = sums[0];
-                for (int i = 0; i < nx; ++i) {
-                    const REAL floor = (REAL)1e-6 * own[2 * i];
-                    const REAL value = total[i] / (centre[i] > floor ? centre[i] : floor);
-                    out[i] = own[2 * i] > 0 ? (value < 0 ? 0 : value > 1 ? 1 : value) : 0;
+                for (int q = 0; q < count[t]; ++q) { a[q] = sums[parent_of[t][q]]; b[q] = parents[t][q] + C; }
+                add_products(length, count[t], a, b, total);
+                const REAL *restrict diagonal = own[t] + C;
+                for (long i = 0; i < length; ++i) {
+                    const REAL floor = (REAL)1e-6 * diagonal[i];
+                    const REAL value = -total[i] / (sums[0][i] > floor ? sums[0][i] : floor);
+                    out[i] = diagonal[i] > 0 ? (value < 0 ? 0 : value > 1 ? 1 : value) : 0;
                 }
             }
         }
+        for (int k = 0; k < entries; ++k) clear_frame(coarse, K, W + k * m);
+    }
 }
 
 /* The coarse stencils P^T A P. */
-void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac)
+void project(Lattice g, Lattice coarse, const REAL *sorted, const REAL *W, REAL *Ac)
 {
-    const long n = array_size(g), m = array_size(coarse);
+    const long m = array_size(coarse);
+    const Couplings c = find_couplings(g, coarse, sorted);
     int o[14][3];
-    const int count = half_offsets(coarse, o), hz = g.hz, nx = coarse.nx;
-    /* products[G][C] is P^T A between C and the fine point 2 C + G, where G lies between -2 and 2, from -1 on in the
-       slowest direction, whose other half is not needed. */
-    REAL products[hz ? 125 : 25][nx];
-    for (int K = 0; K < coarse.nz; ++K)
-        for (int J = 0; J < coarse.ny; ++J) {
-            const long C = place(coarse, K, J, 0);
-            for (int z = -hz; z <= 2 * hz; ++z) {
-                for (int y = hz ? -2 : -1; y <= 2; ++y)
+    const int count = half_offsets(coarse, o), hz = g.hz;
+    /* products[G] is P^T A between a coarse point C and the fine point 2 C + G, where G lies between -2 and 2, from -1
+       on in the slowest direction, whose other half is not needed; 2 times 27 arrays go into each. */
+    REAL products[hz ? 125 : 25][BLOCK];
+    for (int K = 0; K < coarse.nz; ++K) {
+        const long end = place(coarse, K, coarse.ny - 1, coarse.nx - 1) + 1;
+        for (long C = place(coarse, K, 0, 0); C < end; C += BLOCK) {
+            const long length = end - C < BLOCK ? end - C : BLOCK;
+            for (int z = -hz; z <= 2 * hz; ++z)
+                for (int y = z > 0 ? -2 : -1; y <= 2; ++y)
                     for (int x = -2; x <= 2; ++x) {
-                        REAL *restrict out = products[((z + 2 * hz) * 5 + y + 2) * 5 + x + 2];
-                        memset(out, 0, nx * sizeof(REAL));
-                        for (int fz = -hz; fz <= hz; ++fz)
-                            for (int fy = -1; fy <= 1; ++fy)
-                                for (int fx = -1; fx <= 1; ++fx) {
-                                    const int row = 2 * J + fy, plane = 2 * K + fz;
-                                    const int e[3] = {z - fz, y - fy, x - fx};
-                                    if (e[0] < -1 || e[0] > 1 || e[1] < -1 || e[1] > 1 || e[2] < -1 || e[2] > 1) continue;
-                                    const REAL *restrict w = W + (((fz + hz) * 3 + fy + 1) * 3 + fx + 1) * m + C;
-                                    long q = place(g, plane, row, fx);
-                                    int h = half_index(e[0], e[1], e[2]);
-                                    if (h < 0) {
-                                        h = half_index(-e[0], -e[1], -e[2]);
-                                        q += shift(g, e);
-                                        if (row + e[1] < -1) continue; /* beyond the frame */
-                                    }
-                                    if (!is_used(g, h)) continue;
-                                    const REAL *restrict a = A + h * n + q;
-                                    for (int i = 0; i < nx; ++i) out[i] += w[i] * a[2 * i];
-                                }
+                        const REAL *a[27], *w[27];
+                        int terms = 0;
+                        for (int k = 0; k < c.entries; ++k) {
+                            const int *f = c.offset[k], e[3] = {z - f[0], y - f[1], x - f[2]};
+                            if (e[0] < -1 || e[0] > 1 || e[1] < -1 || e[1] > 1 || e[2] < -1 || e[2] > 1) continue;
+                            const REAL *found = coupling(g, coarse, &c, ((e[0] + hz) * 3 + e[1] + 1) * 3 + e[2] + 1, f);
+                            if (!found) continue;
+                            a[terms] = found + C;
+                            w[terms++] = W + k * m + C;
+                        }
+                        add_products(length, terms, a, w, products[((z + 2 * hz) * 5 + y + 2) * 5 + x + 2]);
                     }
-            }
             for (int d = 0; d < count; ++d) {
-                REAL *restrict out = Ac + d * m + C;
-                const long D = C + shift(coarse, o[d]);
-                memset(out, 0, nx * sizeof(REAL));
-                for (int k = 0; k < (hz ? 27 : 9); ++k) {
-                    const int f[3] = {hz ? k / 9 - 1 : 0, k / 3 % 3 - 1, k % 3 - 1};
+                const REAL *t[27], *w[27];
+                int terms = 0;
+                for (int k = 0; k < c.entries; ++k) {
+                    const int *f = c.offset[k];
                     const int G[3] = {f[0] + 2 * o[d][0], f[1] + 2 * o[d][1], f[2] + 2 * o[d][2]};
                     if (G[0] > 2 || G[1] > 2 || G[2] > 2 || G[1] < -2 || G[2] < -2) continue;
-                    const REAL *restrict t = products[((G[0] + 2 * hz) * 5 + G[1] + 2) * 5 + G[2] + 2];
-                    const REAL *restrict w = W + k * m + D;
-                    for (int i = 0; i < nx; ++i) out[i] += t[i] * w[i];
+                    t[terms] = products[((G[0] + 2 * hz) * 5 + G[1] + 2) * 5 + G[2] + 2];
+                    w[terms++] = W + k * m + C + shift(coarse, o[d]);
                 }
+                add_products(length, terms, t, w, Ac + d * m + C);
             }
         }
+        for (int d = 0; d < count; ++d) clear_frame(coarse, K, Ac + d * m);
+    }
 }
 
-/* rc = P^T r. */
-void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict r, REAL *restrict rc)
+/* rc = P^T r on the coarse layers from the first-th to before the last-th. */
+void restrict_to(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *restrict r,
+                 REAL *restrict rc)
 {
     const long m = array_size(coarse);
     const int nx = coarse.nx;
-    for (int K = 0; K < coarse.nz; ++K)
-        for (int J = 0; J < coarse.ny; ++J) {
+    for (int L = first; L < last; ++L)
+        for (int row = 0; row < rows_per_layer(coarse); ++row) {
+            const int K = g.hz ? L : 0, J = g.hz ? row : L;
             const long C = place(coarse, K, J, 0);
             REAL *restrict out = rc + C;
             memset(out, 0, nx * sizeof(REAL));
@@ -447,14 +547,16 @@ void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict 
         }
 }
 
-/* x += P xc. */
-void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict xc, REAL *restrict x)
+/* x += P xc on the layers from the first-th to before the last-th. */
+void interpolate(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *restrict xc,
+                 REAL *restrict x)
 {
     const long m = array_size(coarse);
     const int nx = coarse.nx, odd = g.nx / 2;
     REAL even_part[nx], odd_part[nx];
-    for (int k = 0; k < g.nz; ++k)
-        for (int j = 0; j < g.ny; ++j) {
+    for (int l = first; l < last; ++l)
+        for (int row = 0; row < rows_per_layer(g); ++row) {
+            const int k = g.hz ? l : 0, j = g.hz ? row : l;
             memset(even_part, 0, sizeof(even_part));
             memset(odd_part, 0, sizeof(odd_part));
             for (int K = k / 2; K <= (k + 1) / 2; ++K)
@@ -478,21 +580,50 @@ void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *restrict 
 typedef struct {
     Lattice lattice;
     const REAL *stencils, *sums, *factors, *inverse, *weights;
-    REAL *right, *solution, *rest, *half_way, *step, *before;
+    REAL *right, *solution, *rest, *before;
     int visits;
     const REAL *lengths;
 } Level;
 
-/* Smooth the solution of a level's system, from zero unless `again`. */
-static void smooth(const Level *l, int again)
+/* The factors of a plane lattice couple all neighbours. */
+static Lattice of_factors(Lattice g)
 {
-    Lattice g = l->lattice;
+    if (!g.hz) g.used = ~0;
+    return g;
+}
+
+/* Smooth the solution of a level's system, from zero unless `again`, and restrict what is left of it to the right-hand
+   side of the next one. All is done layer after layer, as soon as it can be, while operators are in the cache. */
+static void smooth_and_restrict(const Level *l, Lattice coarse, REAL *right, int again)
+{
+    const Lattice g = l->lattice, f = of_factors(g);
     const int layers = number_of_layers(g);
-    if (again) residual(g, l->stencils, l->sums, l->right, l->solution, l->rest);
-    g.used = ~0; /* the factors couple all neighbours */
-    forward(g, 0, layers, l->factors, l->inverse, again ? l->rest : l->right, l->half_way);
-    backward(g, 0, layers, l->factors, l->inverse, l->half_way, again ? l->step : l->solution,
-             again ? l->solution : NULL);
+    REAL *way = again ? l->rest : l->solution;
+    for (int k = 0; k < layers; ++k) {
+        if (again) residual(g, k, k + 1, l->stencils, l->sums, l->right, l->solution, l->rest);
+        forward(f, k, k + 1, l->factors, l->inverse, again ? l->rest : l->right, way);
+    }
+    for (int k = layers - 1; k >= -1; --k) {
+        if (k >= 0) backward(f, k, k + 1, l->factors, l->inverse, way, way, again ? l->solution : NULL);
+        if (k + 1 < layers) residual(g, k + 1, k + 2, l->stencils, l->sums, l->right, l->solution, l->rest);
+        const int K = k < 0 ? 0 : k / 2 + 1; /* takes fine layers from 2 K - 1 = k + 1 on */
+        if ((k < 0 || k % 2 == 0) && K < number_of_layers(coarse))
+            restrict_to(g, coarse, K, K + 1, l->weights, l->rest, right);
+    }
+}
+
+/* Add the correction from the next level to the solution, and smooth it. */
+static void interpolate_and_smooth(const Level *l, Lattice coarse, const REAL *correction)
+{
+    const Lattice g = l->lattice, f = of_factors(g);
+    const int layers = number_of_layers(g);
+    interpolate(g, coarse, 0, 1, l->weights, correction, l->solution);
+    for (int k = 0; k < layers; ++k) {
+        if (k + 1 < layers) interpolate(g, coarse, k + 1, k + 2, l->weights, correction, l->solution);
+        residual(g, k, k + 1, l->stencils, l->sums, l->right, l->solution, l->rest);
+        forward(f, k, k + 1, l->factors, l->inverse, l->rest, l->rest);
+    }
+    backward(f, 0, layers, l->factors, l->inverse, l->rest, l->rest, l->solution);
 }
 
 /* x = before + length (x - before), before = 0 if NULL. */
@@ -520,17 +651,14 @@ void cycle(const Level *l, int count, const REAL *dense, int again)
         }
         return;
     }
-    smooth(l, again);
-    residual(g, l->stencils, l->sums, l->right, l->solution, l->rest);
-    restrict_to(g, l[1].lattice, l->weights, l->rest, l[1].right);
+    smooth_and_restrict(l, l[1].lattice, l[1].right, again);
     if (count == 2) cycle(l + 1, 1, dense, 0); /* exact */
     else for (int visit = 0; visit < l->visits; ++visit) {
         if (visit) memcpy(l[1].before, l[1].solution, array_size(l[1].lattice) * sizeof(REAL));
         cycle(l + 1, count - 1, dense, visit);
         stretch(l[1].lattice, l->lengths[visit], visit ? l[1].before : NULL, l[1].solution);
     }
-    interpolate(g, l[1].lattice, l->weights, l[1].solution, l->solution);
-    smooth(l, 1);
+    interpolate_and_smooth(l, l[1].lattice, l[1].solution);
 }
 
 /* Find the places of the entries of a matrix's rows in its stencils: of those that couple with a place not before their
@@ -552,6 +680,29 @@ long find_entries(long rows, const int *indptr, const long *from, const long *to
             places[count++] = start[row] + h * size[row];
         }
     return count;
+}
+
+/* Which arrays of the stencils have entries that are more than rounding, `least` times a diagonal entry. */
+int find_used(Lattice g, const REAL *A, REAL least)
+{
+    const long n = array_size(g);
+    int o[14][3];
+    const int count = half_offsets(g, o);
+    int used = 1;
+    for (int h = 1; h < count; ++h) {
+        if (!is_used(g, h)) continue;
+        int found = 0;
+        for (int l = 0; l < number_of_layers(g) && !found; ++l)
+            for (int j = 0; j < rows_per_layer(g); ++j) {
+                const long p = row_of_layer(g, l, j);
+                const REAL *restrict a = A + h * n + p, *restrict d = A + p, *restrict e = A + p + shift(g, o[h]);
+                /* Not the other way round: NaN is more than rounding. */
+                for (int i = 0; i < g.nx; ++i)
+                    found |= !(FABS(a[i]) <= least * FABS(d[i])) & !(FABS(a[i]) <= least * FABS(e[i]));
+            }
+        used |= found << h;
+    }
+    return used;
 }
 
 /* Move entries between PETSc's numbering and the lattice, rounding to and from double. */

@@ -26,7 +26,8 @@ _SOURCE = pathlib.Path(__file__).with_name("grid_kernels.c")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 _DECLARATIONS = """
 typedef struct { int nz, ny, nx, hz, used; } Lattice;
-void residual(Lattice g, const REAL *A, const REAL *sums, const REAL *b, const REAL *x, REAL *r);
+void residual(Lattice g, int first, int last, const REAL *A, const REAL *sums, const REAL *b, const REAL *x,
+              REAL *r);
 void forward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *r, REAL *y);
 void backward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *y, REAL *z,
               REAL *x);
@@ -35,18 +36,20 @@ long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagon
                REAL *inverse);
 void predict(Lattice g, int units, const REAL *A, const REAL *W, const REAL *b, const REAL *v, REAL c,
              REAL *keep);
-void weigh(Lattice g, Lattice coarse, const REAL *A, REAL *W);
-void project(Lattice g, Lattice coarse, const REAL *A, const REAL *W, REAL *Ac);
-void restrict_to(Lattice g, Lattice coarse, const REAL *W, const REAL *r, REAL *rc);
-void interpolate(Lattice g, Lattice coarse, const REAL *W, const REAL *xc, REAL *x);
+void sort_by_parity(Lattice g, Lattice coarse, const REAL *A, REAL *sorted);
+void weigh(Lattice g, Lattice coarse, const REAL *sorted, REAL *W);
+void project(Lattice g, Lattice coarse, const REAL *sorted, const REAL *W, REAL *Ac);
+void restrict_to(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *r, REAL *rc);
+void interpolate(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *xc, REAL *x);
 typedef struct {
     Lattice lattice;
     const REAL *stencils, *sums, *factors, *inverse, *weights;
-    REAL *right, *solution, *rest, *half_way, *step, *before;
+    REAL *right, *solution, *rest, *before;
     int visits;
     const REAL *lengths;
 } Level;
 void cycle(const Level *levels, int count, const REAL *dense, int again);
+int find_used(Lattice g, const REAL *A, REAL least);
 long find_entries(long rows, const int *indptr, const long *from, const long *to, long span, const int *half,
                   const long *start, const long *size, int *entries, long *places, int *used);
 void gather(long count, const int *sources, const int *places, const double *values, REAL *out);
@@ -95,11 +98,11 @@ def _build(name: str, dtype: np.dtype[Any], folder: pathlib.Path) -> str:
     if found:
         return str(found[0])
     folder.mkdir(parents=True, exist_ok=True)
-    real, tangent = ("float", "tanhf") if dtype == np.float32 else ("double", "tanh")
+    real, modulus = ("float", "fabsf") if dtype == np.float32 else ("double", "fabs")
     builder = FFI()
     builder.cdef(_DECLARATIONS.replace("REAL", real))
     builder.set_source(
-        name, f"#define REAL {real}\n#define TANH {tangent}\n{_SOURCE.read_text()}", extra_compile_args=_FLAGS
+        name, f"#define REAL {real}\n#define FABS {modulus}\n{_SOURCE.read_text()}", extra_compile_args=_FLAGS
     )
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -23,6 +23,8 @@ Integers = npt.NDArray[Any]
 _TOLERANCE = 1e-7
 # Points of the lattice for each unknown, at most: a domain may have holes and steps, but has to fill half its box.
 _EMPTY = 2.0
+# Couplings this many times the unit of rounding, as a share of a diagonal entry, are none.
+_ROUNDING = 10.0
 
 
 class GridLayout:
@@ -174,15 +176,16 @@ class GridLayout:
 
     def fits(self, matrix: PETSc.Mat) -> bool:
         """Return whether a matrix has its entries where that of the layout has. Collective: yes."""
-        indptr, columns, _ = matrix.getValuesCSR()
+        indptr, columns = matrix.getRowIJ() if matrix.getType() == "seqaij" else matrix.getValuesCSR()[:2]
         same = np.array_equal(indptr, self._pattern[0]) and np.array_equal(columns, self._pattern[1])
         return bool(self.comm.allreduce(same, op=MPI.LAND))
 
-    def stencils(self, matrix: PETSc.Mat) -> tuple[Array, Array]:
-        """Return the matrix's stencils and row sums on this rank's slab.
+    def stencils(self, matrix: PETSc.Mat) -> tuple[Lattice, Array, Array]:
+        """Return this rank's slab, and the matrix's stencils and row sums on it.
 
         The stencils have the shape (5 or 14, padded shape), the sums the padded shape: from couplings and sums the
-        operator is known more precisely than from couplings and the diagonal.
+        operator is known more precisely than from couplings and the diagonal. The lattice says which arrays have more
+        than rounding: linear elements on tetrahedra couple along axes only, where the medium is isotropic.
 
         Collective: yes.
         """
@@ -192,7 +195,9 @@ class GridLayout:
         self._vector.forward(self.lattice.kernels, np.add.reduceat(values, indptr[:-1]), sums)
         for array in (stencils[0], sums):
             self.lattice.inner(array)[self.lattice.inner(self._empty)] = 1.0
-        return stencils, sums
+        kernels, least = self.lattice.kernels, _ROUNDING * float(np.finfo(stencils.dtype).eps)
+        used = kernels.library.find_used(self.lattice.c, kernels.pointer(stencils), least)
+        return dataclasses.replace(self.lattice, used=self.comm.allreduce(used, op=MPI.BOR)), stencils, sums
 
     def to_lattice(self, values: npt.NDArray[np.float64], out: Array) -> None:
         """Copy the owned entries of a vector to this rank's slab. Collective: yes."""

@@ -26,13 +26,13 @@ __all__ = ["MultigridSettings", "NeuralMultigrid"]
 _LOGGER = logging.getLogger(__name__)
 _BODIES = ("auto", "grid", "algebraic")
 _Reason = PETSc.KSP.ConvergedReason
-# What learned weights may be to blame for.
+# What a cycle that is not safe for every matrix may be to blame for.
 _UNFIT = {
     int(_Reason.DIVERGED_INDEFINITE_PC): "indefinite cycle",
     int(_Reason.DIVERGED_BREAKDOWN): "breakdown",
     int(_Reason.DIVERGED_NANORINF): "NaN or Inf",
 }
-_TRIALS = 2  # failures of the learned weights after which a pattern keeps the constant
+_TRIALS = 2  # failures of the fast cycle after which a pattern keeps the safe one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +94,11 @@ class NeuralMultigrid:
     the total, and the grid body between nothing (anisotropy) and an eighth (jumps), with the price of the prediction
     (``pdeopt bench linear``).
 
-    With learned weights the grid body's cycle may be indefinite for a matrix unlike those of the training. If the
-    Krylov method then ends with DIVERGED_INDEFINITE_PC, DIVERGED_BREAKDOWN or DIVERGED_NANORINF, the cycle is set up
-    with the constant that is safe, and the solve goes on from the iterate that was reached. That is logged at INFO and
-    counted in `report`; new values get the learned weights again, after a second failure in a pattern the constant.
+    The fastest cycle of the grid body may be indefinite, with learned weights for a matrix unlike those of the
+    training. If the Krylov method then ends with DIVERGED_INDEFINITE_PC, DIVERGED_BREAKDOWN or DIVERGED_NANORINF, the
+    cycle is set up with the constants that are safe, and the solve goes on from the iterate that was reached. That is
+    logged at INFO and counted in `report`; new values get the fast cycle again, after a second failure in a pattern the
+    safe one.
 
     New values in the same pattern reuse what depends on the pattern alone: the grid body's lattice and partition.
     The algebraic body makes everything anew, unless it is to keep its interpolations.
@@ -156,7 +157,7 @@ class NeuralMultigrid:
         self._body: Body | None = None
         self._why = ""  # this body
         self._refused: object = None  # sizes of a matrix whose unknowns lie on no lattice
-        self._failures = 0  # of the learned weights in this pattern
+        self._failures = 0  # of the fast cycle in this pattern
         self._fallbacks: dict[str, int] = {}  # how often, by reason
         self._repeating = False
         self._strict: bool | None = None  # what the script wants of a solve that fails, while it is not told to PETSc
@@ -214,18 +215,18 @@ class NeuralMultigrid:
     applyTranspose = apply
 
     def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
-        """Keep PETSc from raising before `postSolve` can stand behind learned weights. Collective: no."""
+        """Keep PETSc from raising before `postSolve` can stand behind the cycle. Collective: no."""
         if not self._repeating:  # the set-up is yet to come
             self._strict = bool(ksp.getErrorIfNotConverged())
             ksp.setErrorIfNotConverged(False)
 
     def postSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
-        """Go on without learned weights where they failed; report what a diverged solve tells. Collective: yes."""
+        """Go on with the safe cycle where a fast one failed; report what a failure tells. Collective: yes."""
         if self._strict is not None:
             ksp.setErrorIfNotConverged(self._strict)
             self._strict = None
         reason = int(ksp.getConvergedReason())
-        if reason in _UNFIT and self._learned() and np.isfinite(b.norm()):
+        if reason in _UNFIT and self._fast() and np.isfinite(b.norm()):
             self._go_on(_UNFIT[reason], pc, ksp, b, x)
             reason = int(ksp.getConvergedReason())
         if self.report is not None and self._body is not None:
@@ -254,15 +255,15 @@ class NeuralMultigrid:
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _learned(self) -> bool:
-        """Whether a network chose the present cycle."""
-        return isinstance(self._body, GridMultigrid) and self._body.learned
+    def _fast(self) -> bool:
+        """Whether there is a safer cycle than the present one."""
+        return isinstance(self._body, GridMultigrid) and not self._body.safe
 
     def _go_on(self, why: str, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
-        """Solve again with the constant, from the iterate that was reached."""
+        """Solve again with the safe cycle, from the iterate that was reached."""
         self._failures += 1
         self._fallbacks[why] = self._fallbacks.get(why, 0) + 1
-        _LOGGER.info("NeuralMultigrid: %s with learned weights: going on with the constant", why)
+        _LOGGER.info("NeuralMultigrid: %s: going on with the constants that are safe", why)
         if not np.isfinite(x.norm()):
             x.set(0.0)
         starts_at_x = bool(ksp.getInitialGuessNonzero())
@@ -275,16 +276,14 @@ class NeuralMultigrid:
             self._repeating = False
             ksp.setInitialGuessNonzero(starts_at_x)
 
-    def _cycle_settings(self) -> CycleSettings:
-        unfit = self._repeating or self._failures >= _TRIALS
-        return CycleSettings(weights="constant" if unfit else self.settings.weights)
-
     def _set_up(self, pc: PETSc.PC) -> bool:
         """Make or update the body; return whether a former one was kept."""
         matrix = pc.getOperators()[1]
         singular = check_matrix(matrix).singular
         if isinstance(self._body, GridMultigrid):
-            self._body.settings = self._cycle_settings()
+            safe = self._repeating or self._failures >= _TRIALS
+            fast = CycleSettings.of(len(self._body.layout.shape), self.settings.weights)
+            self._body.settings = CycleSettings() if safe else fast
         if self._body is not None and self._body.update(matrix):
             return True
         self.reset()
@@ -306,7 +305,7 @@ class NeuralMultigrid:
         if self._refused == matrix.getSizes():
             return None
         try:
-            grid = GridMultigrid(matrix, _places(self.settings.coordinates, matrix), self._cycle_settings())
+            grid = GridMultigrid(matrix, _places(self.settings.coordinates, matrix), weights=self.settings.weights)
             self._why = "the unknowns lie on a lattice, and nearest neighbours are coupled"
             return grid
         except PdeoptError as error:

@@ -60,7 +60,7 @@ def product(lattice, stencils):
 
     def operation(values):
         operator, arrays = map(kernels.pointer, (stencils, sums)), map(kernels.pointer, (values, out))
-        kernels.library.residual(lattice.c, *operator, kernels.null, *arrays)
+        kernels.library.residual(lattice.c, 0, lattice.shape[0], *operator, kernels.null, *arrays)
         return lattice.inner(out).ravel().copy()
 
     return operation
@@ -74,13 +74,16 @@ def test_coarse_stencils_are_galerkins(shape):
 
     def interpolate(values):
         fine[...] = 0.0
-        kernels.library.interpolate(lattice.c, coarse.c, *map(kernels.pointer, (weights, values, fine)))
+        kernels.library.interpolate(
+            lattice.c, coarse.c, 0, lattice.shape[0], *map(kernels.pointer, (weights, values, fine))
+        )
         return lattice.inner(fine).ravel().copy()
 
     right = coarse.values()
 
     def restrict(values):
-        kernels.library.restrict_to(lattice.c, coarse.c, *map(kernels.pointer, (weights, values, right)))
+        arrays = map(kernels.pointer, (weights, values, right))
+        kernels.library.restrict_to(lattice.c, coarse.c, 0, coarse.shape[0], *arrays)
         return coarse.inner(right).ravel().copy()
 
     prolongation, matrix = columns(coarse, interpolate), columns(lattice, product(lattice, stencils))
@@ -99,13 +102,14 @@ def test_the_lattice_acts_as_the_matrix(cell):
     layout = GridLayout(problem.matrix, problem.places, load_kernels(MPI.COMM_WORLD, np.float64))
     assert layout.shape == tuple(count + 1 for count in CASES[cell][::-1])
     slabs, values = Slabs(layout.comm, layout.starts), layout.lattice.values()
-    stencils, sums = layout.stencils(problem.matrix)
+    lattice, stencils, sums = layout.stencils(problem.matrix)
     layout.to_lattice(problem.right.array_r, values)
     for array, axis in ((stencils, 1), (values, 0)):
         slabs.exchange(array, axis)
     out, kernels = layout.lattice.values(), layout.lattice.kernels
     operator = map(kernels.pointer, (stencils, sums))
-    kernels.library.residual(layout.lattice.c, *operator, kernels.null, *map(kernels.pointer, (values, out)))
+    arrays = map(kernels.pointer, (values, out))
+    kernels.library.residual(lattice.c, 0, lattice.shape[0], *operator, kernels.null, *arrays)
     found, wanted = problem.right.duplicate(), problem.right.duplicate()
     layout.from_lattice(out, found.array_w)
     problem.matrix.mult(problem.right, wanted)
@@ -206,7 +210,7 @@ def test_messages_do_not_grow_with_the_mesh():
             MPI.COMM_WORLD,
         )
         slabs = Slabs(Counting(comm), layout.starts)
-        cycle = GridCycle(layout.lattice, *layout.stencils(problem.matrix), slabs, layout.depth)
+        cycle = GridCycle(*layout.stencils(problem.matrix), slabs, layout.depth)
         slabs.comm.messages = 0
         cycle.apply()
         counts.append(max(comm.allgather(slabs.comm.messages)))

@@ -154,7 +154,6 @@ def test_the_constant_stands_behind_weights_that_fail(strict, make_ksp, tmp_path
     problem = Diffusion("tetrahedron", (14, 14, 14), jump=1e6)
     x, rest = problem.right.duplicate(), problem.right.duplicate()
     path = written(tmp_path, Network(3, constant=-0.99999))
-    counts = {}
     for weights, fallbacks in (("constant", "none"), (path, "2 x indefinite cycle")):
         context = NeuralMultigrid(MultigridSettings("grid", weights, coordinates=problem.space))
         ksp = make_ksp(problem, context, strict)
@@ -169,11 +168,11 @@ def test_the_constant_stands_behind_weights_that_fail(strict, make_ksp, tmp_path
             problem.matrix.mult(x, rest)
             rest.aypx(-1.0, problem.right)
             assert rest.norm() < 1e-8 * problem.right.norm()
-        counts[weights] = ksp.getIterationNumber()
         assert context.report.quantities["fallbacks"] == fallbacks
-        assert context.report.quantities["smoother"].endswith("keep 1.0")
-        assert caplog.text.count("going on with the constant") == (0 if weights == "constant" else 2)
-    assert counts[path] == counts["constant"]  # which is kept after two failures
+        assert caplog.text.count("going on with the constants") == (0 if weights == "constant" else 2)
+    assert context.report.quantities["smoother"].endswith("keep 1.0")  # after two failures
+    safe = GridMultigrid(problem.matrix, problem.places, CycleSettings())
+    assert ksp.getIterationNumber() == solve(problem.matrix, problem.right, safe)[0]
 
 
 @pytest.mark.parallel([1, 2])
