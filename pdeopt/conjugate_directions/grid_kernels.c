@@ -21,16 +21,6 @@ static long array_size(Lattice g) { return plane_size(g) * (g.nz + 2 * g.hz); }
 static long place(Lattice g, int k, int j, int i) { return (k + g.hz) * plane_size(g) + (j + 1) * row_length(g) + i + 1; }
 static long shift(Lattice g, const int *o) { return o[0] * plane_size(g) + o[1] * row_length(g) + o[2]; }
 
-/* The positive half of the offsets begins with the point itself, its right neighbour, and then whole rows of three;
-   rows[m] is the shift to the middle of the m-th of them, whose arrays are 2 + 3 m, 3 + 3 m and 4 + 3 m. */
-static int upper_rows(Lattice g, long *rows)
-{
-    rows[0] = row_length(g);
-    if (!g.hz) return 1;
-    for (int m = -1; m <= 1; ++m) rows[m + 2] = plane_size(g) + m * row_length(g);
-    return 4;
-}
-
 /* Number of half offset (dz, dy, dx), or -1 if it is not in the stencil's positive half. */
 static int half_index(int dz, int dy, int dx)
 {
@@ -58,114 +48,109 @@ static int rows_per_layer(Lattice g) { return g.hz ? g.ny : 1; }
 /* The place of the first point in row j of layer l. */
 static long row_of_layer(Lattice g, int l, int j) { return g.hz ? place(g, l, j, 0) : place(g, 0, l, 0); }
 
+/* Couplings of a point and the vector's entries that they meet: pointers for place 0. */
+typedef struct { const REAL *a[26], *v[26]; int count; } Terms;
+
+static void add_term(Terms *t, const REAL *a, const REAL *v) { t->a[t->count] = a; t->v[t->count++] = v; }
+
+/* Points of a row that are computed at a time, in registers; the last ones of a row again, if they are not as many. */
+#define WIDTH 8
+typedef REAL Points __attribute__((vector_size(WIDTH * sizeof(REAL))));
+#define INLINE static inline __attribute__((always_inline))
+#define ROW_BY_ROW(part, n, ...) do { \
+    if ((n) < WIDTH) part(n, 0, __VA_ARGS__); \
+    else for (int i = 0; i < (n); i += WIDTH) part(WIDTH, i < (n) - WIDTH ? i : (n) - WIDTH, __VA_ARGS__); \
+} while (0)
+
+INLINE Points load(int width, const REAL *from)
+{
+    Points p = {0};
+    memcpy(&p, from, width * sizeof(REAL));
+    return p;
+}
+
+INLINE void store(int width, REAL *to, Points p) { memcpy(to, &p, width * sizeof(REAL)); }
+
+INLINE void residual_part(int width, int i, long p, const Terms *t, const REAL *sums, const REAL *b, const REAL *x,
+                          REAL *r)
+{
+    const long q = p + i;
+    const Points u = load(width, x + q);
+    Points sum = load(width, sums + q) * u;
+    for (int k = 0; k < t->count; ++k) sum += load(width, t->a[k] + q) * (load(width, t->v[k] + q) - u);
+    store(width, r + q, b ? load(width, b + q) - sum : sum);
+}
+
 /* r = b - A x; with b = NULL, r = A x. Not A's diagonal but its row sums enter, and differences of x: where strong
    couplings meet weak ones, or x is smooth, rounding then does no harm. On the layers from the first-th to before the
    last-th. */
-void residual(Lattice g, int first, int last, const REAL *A, const REAL *sums, const REAL *restrict b,
-              const REAL *restrict x, REAL *restrict r)
+void residual(Lattice g, int first, int last, const REAL *A, const REAL *sums, const REAL *b, const REAL *x, REAL *r)
 {
     const long n = array_size(g);
-    long rows[4];
-    const int count = upper_rows(g, rows);
-    const int nx = g.nx;
+    int o[14][3];
+    const int count = half_offsets(g, o);
+    Terms t = {.count = 0};
+    for (int h = 1; h < count; ++h) {
+        if (!is_used(g, h)) continue;
+        const long to = shift(g, o[h]);
+        add_term(&t, A + h * n, x + to);
+        add_term(&t, A + h * n - to, x - to);
+    }
     for (int l = first; l < last; ++l)
-        for (int j = 0; j < rows_per_layer(g); ++j) {
-            const long p = row_of_layer(g, l, j);
-            const REAL *restrict d = sums + p, *restrict e = A + n + p, *restrict u = x + p;
-            REAL *restrict out = r + p;
-            for (int i = 0; i < nx; ++i) 
-                out[i] = d[i] * u[i] + e[i] * (u[i + 1] - u[i]) + e[i - 1] * (u[i - 1] - u[i]);
-            for (int m = 0; m < count; ++m) {
-                const REAL *restrict a = A + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
-                const REAL *restrict v = u + rows[m], *restrict w = u - rows[m];
-                const long s = rows[m];
-                const int used = g.used >> (2 + 3 * m) & 7;
-                if (used == 7)
-                    for (int i = 0; i < nx; ++i)
-                        out[i] += a[i] * (v[i - 1] - u[i]) + c[i] * (v[i] - u[i]) + f[i] * (v[i + 1] - u[i])
-                                  + a[i + 1 - s] * (w[i + 1] - u[i]) + c[i - s] * (w[i] - u[i])
-                                  + f[i - 1 - s] * (w[i - 1] - u[i]);
-                else {
-                    if (used & 1)
-                        for (int i = 0; i < nx; ++i)
-                            out[i] += a[i] * (v[i - 1] - u[i]) + a[i + 1 - s] * (w[i + 1] - u[i]);
-                    if (used & 2)
-                        for (int i = 0; i < nx; ++i) out[i] += c[i] * (v[i] - u[i]) + c[i - s] * (w[i] - u[i]);
-                    if (used & 4)
-                        for (int i = 0; i < nx; ++i)
-                            out[i] += f[i] * (v[i + 1] - u[i]) + f[i - 1 - s] * (w[i - 1] - u[i]);
-                }
-            }
-            if (b) {
-                const REAL *restrict given = b + p;
-                for (int i = 0; i < nx; ++i) out[i] = given[i] - out[i];
-            }
-        }
+        for (int j = 0; j < rows_per_layer(g); ++j)
+            ROW_BY_ROW(residual_part, g.nx, row_of_layer(g, l, j), &t, sums, b, x, r);
+}
+
+/* out = (r - sum of terms) / D, or r - (sum of terms) / D if `later`, and step = e / D. */
+INLINE void sweep_part(int width, int i, long p, const Terms *t, int later, const REAL *inverse, const REAL *e,
+                       const REAL *r, REAL *out, REAL *step)
+{
+    const long q = p + i;
+    const Points w = load(width, inverse + q), given = load(width, r + q);
+    Points sum = {0};
+    for (int k = 0; k < t->count; ++k) sum += load(width, t->a[k] + q) * load(width, t->v[k] + q);
+    store(width, step + i, w * load(width, e + q));
+    store(width, out + i, later ? given - w * sum : w * (given - sum));
 }
 
 /* y = (D + L)^-1 r with M = (D + L) D^-1 (D + L^T), on the layers from the first-th to before the last-th.
    L^T has the arrays 1, 2, ... of the half stencil U; `inverse` holds 1 / D. Vector y may be r. */
-void forward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse, const REAL *r, REAL *y)
+void forward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *r, REAL *y)
 {
     const long n = array_size(g);
-    long rows[4];
-    const int count = upper_rows(g, rows);
-    const int nx = g.nx;
-    REAL sum[nx], factor[nx];
+    int o[14][3];
+    const int count = half_offsets(g, o), nx = g.nx;
+    Terms t = {.count = 0};
+    for (int h = 2; h < count; ++h)
+        if (is_used(g, h)) add_term(&t, U + h * n - shift(g, o[h]), y - shift(g, o[h]));
+    REAL sum[nx], step[nx];
     for (int l = first; l < last; ++l)
         for (int j = 0; j < rows_per_layer(g); ++j) {
             const long p = row_of_layer(g, l, j);
-            const REAL *restrict e = U + n + p, *restrict w = inverse + p;
-            for (int i = 0; i < nx; ++i) sum[i] = r[p + i];
-            for (int m = 0; m < count; ++m) {
-                const long q = p - rows[m];
-                const REAL *restrict a = U + (2 + 3 * m) * n + q, *restrict c = a + n, *restrict f = c + n;
-                const REAL *restrict v = y + q;
-                const int used = g.used >> (2 + 3 * m) & 7;
-                if (used == 7)
-                    for (int i = 0; i < nx; ++i) sum[i] -= a[i + 1] * v[i + 1] + c[i] * v[i] + f[i - 1] * v[i - 1];
-                else {
-                    if (used & 1) for (int i = 0; i < nx; ++i) sum[i] -= a[i + 1] * v[i + 1];
-                    if (used & 2) for (int i = 0; i < nx; ++i) sum[i] -= c[i] * v[i];
-                    if (used & 4) for (int i = 0; i < nx; ++i) sum[i] -= f[i - 1] * v[i - 1];
-                }
-            }
-            for (int i = 0; i < nx; ++i) { sum[i] *= w[i]; factor[i] = w[i] * e[i - 1]; }
-            REAL last_one = 0;
-            for (int i = 0; i < nx; ++i) y[p + i] = last_one = sum[i] - factor[i] * last_one;
+            ROW_BY_ROW(sweep_part, nx, p, &t, 0, inverse, U + n - 1, r, sum, step);
+            REAL former = 0;
+            for (int i = 0; i < nx; ++i) y[p + i] = former = sum[i] - step[i] * former;
         }
 }
 
-/* z = (D + L^T)^-1 D y on the layers from before the last-th back to the first-th, and x += z unless x is NULL. Vector z
-   may be y. */
-void backward(Lattice g, int first, int last, const REAL *U, const REAL *restrict inverse, const REAL *y, REAL *z,
+/* z = (D + L^T)^-1 D y on the layers from before the last-th back to the first-th, and x += z unless x is NULL. Vector
+   z may be y. */
+void backward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *y, REAL *z,
               REAL *restrict x)
 {
     const long n = array_size(g);
-    long rows[4];
-    const int count = upper_rows(g, rows);
-    const int nx = g.nx;
-    REAL sum[nx], factor[nx];
+    int o[14][3];
+    const int count = half_offsets(g, o), nx = g.nx;
+    Terms t = {.count = 0};
+    for (int h = 2; h < count; ++h)
+        if (is_used(g, h)) add_term(&t, U + h * n, z + shift(g, o[h]));
+    REAL sum[nx], step[nx];
     for (int l = last - 1; l >= first; --l)
         for (int j = rows_per_layer(g) - 1; j >= 0; --j) {
             const long p = row_of_layer(g, l, j);
-            const REAL *restrict e = U + n + p, *restrict w = inverse + p;
-            for (int i = 0; i < nx; ++i) sum[i] = 0;
-            for (int m = 0; m < count; ++m) {
-                const REAL *restrict a = U + (2 + 3 * m) * n + p, *restrict c = a + n, *restrict f = c + n;
-                const REAL *restrict v = z + p + rows[m];
-                const int used = g.used >> (2 + 3 * m) & 7;
-                if (used == 7)
-                    for (int i = 0; i < nx; ++i) sum[i] += a[i] * v[i - 1] + c[i] * v[i] + f[i] * v[i + 1];
-                else {
-                    if (used & 1) for (int i = 0; i < nx; ++i) sum[i] += a[i] * v[i - 1];
-                    if (used & 2) for (int i = 0; i < nx; ++i) sum[i] += c[i] * v[i];
-                    if (used & 4) for (int i = 0; i < nx; ++i) sum[i] += f[i] * v[i + 1];
-                }
-            }
-            for (int i = 0; i < nx; ++i) { sum[i] = y[p + i] - w[i] * sum[i]; factor[i] = w[i] * e[i]; }
-            REAL last_one = 0;
-            for (int i = nx - 1; i >= 0; --i) z[p + i] = last_one = sum[i] - factor[i] * last_one;
+            ROW_BY_ROW(sweep_part, nx, p, &t, 1, inverse, U + n, y, sum, step);
+            REAL former = 0;
+            for (int i = nx - 1; i >= 0; --i) z[p + i] = former = sum[i] - step[i] * former;
             if (x) for (int i = 0; i < nx; ++i) x[p + i] += z[p + i];
         }
 }
@@ -334,7 +319,8 @@ void sort_by_parity(Lattice g, Lattice coarse, const REAL *A, REAL *sorted)
             for (int j = -1; j <= g.ny; ++j) {
                 const int f[3] = {k, j, 0}, at[3] = {k >> 1, j >> 1, 0};
                 const REAL *restrict a = A + h * n + place(g, k, j, 0);
-                REAL *restrict even = sorted + parity(g, f) * m + place(coarse, at[0], at[1], 0), *restrict odd = even + m;
+                REAL *restrict even = sorted + parity(g, f) * m + place(coarse, at[0], at[1], 0);
+                REAL *restrict odd = even + m;
                 odd[-1] = a[-1];
                 for (int i = 0; i < g.nx / 2; ++i) { even[i] = a[2 * i]; odd[i] = a[2 * i + 1]; }
                 even[g.nx / 2] = a[g.nx / 2 * 2];
@@ -385,13 +371,12 @@ static void add_arrays(long n, int count, const REAL *const *a, REAL *restrict o
 static void add_products(long n, int count, const REAL *const *a, const REAL *const *b, REAL *restrict out)
 {
     long i = 0;
-    for (; i + 32 <= n; i += 32) {
-        REAL sum[32] = {0};
-        for (int t = 0; t < count; ++t) {
-            const REAL *restrict v = a[t] + i, *restrict w = b[t] + i;
-            for (int s = 0; s < 32; ++s) sum[s] += v[s] * w[s];
-        }
-        for (int s = 0; s < 32; ++s) out[i + s] = sum[s];
+    for (; i + 4 * WIDTH <= n; i += 4 * WIDTH) {
+        Points sum[4] = {0};
+        for (int t = 0; t < count; ++t)
+            for (int s = 0; s < 4; ++s)
+                sum[s] += load(WIDTH, a[t] + i + s * WIDTH) * load(WIDTH, b[t] + i + s * WIDTH);
+        for (int s = 0; s < 4; ++s) store(WIDTH, out + i + s * WIDTH, sum[s]);
     }
     for (; i < n; ++i) {
         REAL sum = 0;
@@ -525,25 +510,34 @@ void project(Lattice g, Lattice coarse, const REAL *sorted, const REAL *W, REAL 
     }
 }
 
+INLINE void restrict_part(int width, int i, int count, const REAL *const *w, const REAL *const *r, long C, REAL *rc)
+{
+    Points sum = {0};
+    for (int k = 0; k < count; ++k) {
+        Points v = {0};
+        for (int s = 0; s < width; ++s) v[s] = r[k][2 * (i + s)];
+        sum += load(width, w[k] + C + i) * v;
+    }
+    store(width, rc + C + i, sum);
+}
+
 /* rc = P^T r on the coarse layers from the first-th to before the last-th. */
-void restrict_to(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *restrict r,
-                 REAL *restrict rc)
+void restrict_to(Lattice g, Lattice coarse, int first, int last, const REAL *W, const REAL *r, REAL *rc)
 {
     const long m = array_size(coarse);
-    const int nx = coarse.nx;
     for (int L = first; L < last; ++L)
         for (int row = 0; row < rows_per_layer(coarse); ++row) {
             const int K = g.hz ? L : 0, J = g.hz ? row : L;
-            const long C = place(coarse, K, J, 0);
-            REAL *restrict out = rc + C;
-            memset(out, 0, nx * sizeof(REAL));
+            const REAL *w[27], *v[27];
+            int count = 0;
             for (int fz = -g.hz; fz <= g.hz; ++fz)
-                for (int fy = -1; fy <= 1; ++fy) {
-                    const REAL *restrict v = r + place(g, 2 * K + fz, 2 * J + fy, 0);
-                    const REAL *restrict a = W + ((fz + g.hz) * 3 + fy + 1) * 3 * m + C, *restrict c = a + m;
-                    const REAL *restrict f = c + m;
-                    for (int i = 0; i < nx; ++i) out[i] += a[i] * v[2 * i - 1] + c[i] * v[2 * i] + f[i] * v[2 * i + 1];
-                }
+                for (int fy = -1; fy <= 1; ++fy)
+                    for (int fx = -1; fx <= 1; ++fx) {
+                        v[count] = r + place(g, 2 * K + fz, 2 * J + fy, fx);
+                        w[count] = W + count * m;
+                        ++count;
+                    }
+            ROW_BY_ROW(restrict_part, coarse.nx, count, w, v, place(coarse, K, J, 0), rc);
         }
 }
 

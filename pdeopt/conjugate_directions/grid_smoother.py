@@ -17,8 +17,8 @@ _CHAIN = 3
 class Factors:
     r"""Modified incomplete factors :math:`M = (D + L) D^{-1} (D + L^T)` of a symmetric matrix.
 
-    In 3D they have the pattern of the matrix: those of all neighbours save an iteration or two, and take twice as long.
-    In 2D they couple all neighbours.
+    In 3D they have the pattern of the matrix: those of all neighbours save an iteration or two, and take twice the
+    time. In 2D they couple all neighbours.
 
     Dropped couplings are lumped after Ajiz and Jennings (Int. J. Numer. Methods Eng. 20, 1984), so that M exists and
     M - A is positive semidefinite. The unknowns of the lower ranks are eliminated in their order and those of the upper
