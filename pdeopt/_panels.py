@@ -111,6 +111,17 @@ def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":
     return cast("matplotlib.figure.Figure", figure)
 
 
+def add_legend(axes: "matplotlib.axes.Axes") -> None:
+    """Add a legend where it covers least, and below the axes if it would cover a line there."""
+    figure = axes.figure
+    legend = axes.legend(frameon=False)
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    if any(line.get_path().transformed(line.get_transform()).intersects_bbox(box, False) for line in axes.lines):
+        legend.remove()
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+
+
 def save_figure(figure: "matplotlib.figure.Figure", path: str | pathlib.Path) -> pathlib.Path:
     """Write a figure as PNG under a temporary name, rename it, and return its final path."""
     from pdeopt.fem.output import staging_folder

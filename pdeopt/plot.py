@@ -223,8 +223,8 @@ def plot_convergence(
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.locator_params("x", integer=True)
         axes.grid(True, which="major", color="0.85")
-        axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
+        _panels.add_legend(axes)
         return _panels.save_figure(figure, path)
 
     return on_root(comm, draw)

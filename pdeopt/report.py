@@ -143,7 +143,8 @@ class SolveReport:
         rows.append(("state", f"{state} (reason {self.reason})"))
         for name, value in self.quantities.items():
             rows.append((name, f"{value:.8g}" if isinstance(value, float) else str(value)))
-        rows.append(("iterations", str(self.iterations)))
+        if self.iterations or not self.linear_iterations:  # a linear solver has no outer ones
+            rows.append(("iterations", str(self.iterations)))
         rows.append(("Krylov iterations", str(self.linear_iterations)))
         if self.residuals:
             rows.append(("residual, first -> last", f"{self.residuals[0]:.3e} -> {self.residuals[-1]:.3e}"))

@@ -6,6 +6,7 @@ all tests for two ranks run in one launch.
 """
 
 import faulthandler
+import functools
 import gc
 import os
 import pathlib
@@ -14,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEST_SECONDS = 300
@@ -25,6 +27,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 os.environ.setdefault("MPIEXEC_TIMEOUT", str(TEST_SECONDS - 20))
 os.environ.setdefault("PYVISTA_OFF_SCREEN", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if int(os.environ.get("PMI_SIZE", "1")) > (os.cpu_count() or 1) or "PYTEST_XDIST_WORKER" in os.environ:
+    # Ranks that share a core, or that a test starts beside another test, sleep while they wait: MPICH's would spin.
+    os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
 from mpi4py import MPI  # noqa: E402
 
@@ -42,6 +47,7 @@ PDEOPT_PREFIXES = ("kkt_", "state_", "adjoint_", "reduced_", "pdeopt_")
 
 _stderr_key = pytest.StashKey[int]()
 _tests = 0  # that this process has run
+_meshes: list[object] = []  # that the present test has made, see `_keep_meshes`
 
 
 @pytest.hookimpl(trylast=True)
@@ -118,6 +124,28 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> bool | None:
 # --- a clean process before and after each test -----------------------------------------------------------------------
 
 
+def _keep_meshes() -> None:
+    """Keep the meshes of each test on several ranks until its end, to free what PETSc keeps for their communicators.
+
+    There PETSc's objects are freed when all ranks have dropped them, not before `PETSc.garbage_cleanup` is called with
+    their communicator. Once the mesh is gone they, and one of MPI's 2,000 communicators, stay for ever.
+    """
+    import dolfinx.mesh
+
+    init = dolfinx.mesh.Mesh.__init__
+
+    @functools.wraps(init)
+    def keep(mesh: dolfinx.mesh.Mesh, *arguments: Any, **options: Any) -> None:
+        init(mesh, *arguments, **options)
+        _meshes.append(mesh)
+
+    dolfinx.mesh.Mesh.__init__ = keep
+
+
+if MPI.COMM_WORLD.size > 1:
+    _keep_meshes()
+
+
 @pytest.fixture(autouse=True)
 def clean_process() -> Iterator[None]:
     """Restore PETSc's option database, complain about options that pdeopt left, and collect garbage now and then."""
@@ -138,6 +166,9 @@ def clean_process() -> Iterator[None]:
         # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective. On
         # one rank time counts, and MPI's 2,000 communicators.
         gc.collect()
+        for mesh in _meshes:
+            PETSc.garbage_cleanup(mesh.comm)
+        _meshes.clear()
         PETSc.garbage_cleanup(PETSc.COMM_WORLD)
         MPI.COMM_WORLD.barrier()
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -174,6 +174,19 @@ def test_histories_are_drawn_on_a_logarithmic_axis(tmp_path, monkeypatch):
         plot_convergence({"nothing": [0.0]}, path)
 
 
+def test_a_legend_covers_no_curve(tmp_path, monkeypatch):
+    figures = []
+    save = _panels.save_figure
+    monkeypatch.setattr(_panels, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    everywhere = [10.0 ** -(7 * (step % 2)) for step in range(60)]
+    plot_convergence({"everywhere": everywhere, "flat": [1e-3] * 60}, tmp_path / "full")
+    (figure,) = figures
+    assert figure.axes[0].get_legend() is None
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
+
+
 def test_import_is_light_and_a_missing_package_is_named(monkeypatch):
     # A fresh interpreter, since this one has everything loaded; it starts no MPI job of its own.
     code = "import sys, pdeopt.plot; print(sorted({'pyvista', 'matplotlib', 'dolfinx'} & set(sys.modules)))"

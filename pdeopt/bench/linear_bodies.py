@@ -52,7 +52,9 @@ def solve_by_body(A: PETSc.Mat, b: PETSc.Vec, body: str, coordinates: Coordinate
 
 
 class BodyArm(SequenceArm):
-    """Solves a sequence with one of the bodies, by conjugate gradients or by directions with a recycled space.
+    """Solves a sequence by conjugate gradients, or by directions with a recycled space, with one of the bodies.
+
+    The grid body keeps its lattice from one matrix to the next, the algebraic one its interpolations.
 
     Parameters
     ----------
@@ -73,20 +75,35 @@ class BodyArm(SequenceArm):
     def _make(self, A: PETSc.Mat) -> PETSc.KSP:
         # Seconds do not count, so that another job on the machine changes no decision.
         loop = DeepConjugateDirections(DirectionSettings(recycle=self._recycle, price=0.0)) if self._recycle else None
-        ksp = solver(A, multigrid(self._body, self._coordinates), loop)
+        settings = MultigridSettings(body=self._body, coordinates=self._coordinates, reuse_interpolation=True)
+        ksp = solver(A, NeuralMultigrid(settings), loop)
         ksp.setOptionsPrefix(self._prefix)
         return ksp
 
 
-def recycling_arm(name: str, options: Options, recycle: int) -> SequenceArm:
-    """Return the loop of directions with a classical preconditioner by options and a recycled space. Collective: no."""
-    loop = {
-        "ksp_type": "python",
-        "ksp_python_type": "pdeopt.DeepConjugateDirections",
-        "ksp_dcd_price": "0",
-        "ksp_dcd_recycle": str(recycle),
-    }
-    return SequenceArm(name, options | loop, keep=True)
+class RecyclingArm(SequenceArm):
+    """Solves a sequence by directions with a classical preconditioner and a recycled space.
+
+    Parameters
+    ----------
+    name
+        Of the arm.
+    options
+        Of the PC without prefix; a ``ksp_type`` among them does not count.
+    recycle
+        Directions that are kept for the next matrix.
+    """
+
+    def __init__(self, name: str, options: Options, recycle: int) -> None:
+        super().__init__(name, {key: value for key, value in options.items() if key != "ksp_type"}, keep=True)
+        self._recycle = recycle
+
+    def _make(self, A: PETSc.Mat) -> PETSc.KSP:
+        ksp = super()._make(A)
+        ksp.setType(PETSc.KSP.Type.PYTHON)
+        # Not by its name: reading ``ksp_python_type`` again, as each solve does, makes a new loop without a space.
+        ksp.setPythonContext(DeepConjugateDirections(DirectionSettings(recycle=self._recycle, price=0.0)))
+        return ksp
 
 
 def body_arms(coordinates: Coordinates, recycle: int) -> Mapping[str, Callable[[], SequenceArm]]:

@@ -115,11 +115,11 @@ class Assembler:
         keys = np.rint(self.centres.T * 1e9).astype(np.int64)
         return normal_numbers("bench.linear_families.noise", keys, int(stream.integers(2**31)))
 
-    def draw(self, stream: np.random.Generator, correlation_length: float) -> Floats:
-        """Return the cells' values of a Gaussian field with mean 0 and variance 1. Collective: no."""
+    def draw(self, stream: np.random.Generator, correlation_length: float, points: Floats | None = None) -> Floats:
+        """Return a Gaussian field, mean 0 and variance 1, in the cells or in points (3, n). Collective: no."""
         dimension = self.space.mesh.geometry.dim
         field = GaussianRandomField(correlation_length, int(stream.integers(2**31)), dimension, features=_WAVES)
-        return field(self.centres)
+        return field(self.centres if points is None else points)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -69,6 +69,11 @@ class Outcome:
         """Set-up and solution, seconds of the processor, which other jobs disturb less; infinite if not solved."""
         return self.setup_cpu + self.solve_cpu if self.solved else math.inf
 
+    def then(self, other: "Outcome") -> "Outcome":
+        """Return what another outcome, of a solve that followed this failed one, has cost in all. Collective: no."""
+        names = ("setup", "solve", "setup_cpu", "solve_cpu", "iterations")
+        return dataclasses.replace(other, **{name: getattr(self, name) + getattr(other, name) for name in names})
+
     def row(self) -> Row:
         """Return the columns of a table. Collective: no."""
         if self.failed:

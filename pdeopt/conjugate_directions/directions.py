@@ -31,6 +31,11 @@ class Search:
         return self.slope / self.curvature
 
     @property
+    def gain(self) -> float:
+        """By how much this step lowers e'Ae, the energy of the error e."""
+        return self.slope**2 / self.curvature
+
+    @property
     def fault(self) -> str:
         """Why there is no step; empty if there is one."""
         if not (math.isfinite(self.curvature) and math.isfinite(self.slope)):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pdeopt.conjugate_directions.algebraic_body import AlgebraicMultigrid
 from pdeopt.conjugate_directions.body import Body
+from pdeopt.conjugate_directions.factor_body import Factors
 from pdeopt.conjugate_directions.grid_body import GridMultigrid
 from pdeopt.conjugate_directions.grid_cycle import CycleSettings
 from pdeopt.conjugate_directions.grid_network import WeightsError
@@ -51,6 +52,7 @@ class MultigridSettings:
     threshold: float = -1.0
     descents: int = -1
     coarse_size: int = 500
+    small: int = 20_000
     reuse_interpolation: bool = False
     coordinates: object = dataclasses.field(default="", compare=False)
 
@@ -61,6 +63,8 @@ class MultigridSettings:
             raise InputError(f"strength is {self.strength!r}: choose auto, symmetric or evolution")
         if self.coarse_size < 1:
             raise InputError(f"coarse_size is {self.coarse_size!r}: give a positive number of unknowns")
+        if self.small < 0:
+            raise InputError(f"small is {self.small!r}: give a number of unknowns, 0 or more")
 
     def constants(self) -> Mapping[str, Any]:
         """Return the fields of `Constants` that are set here."""
@@ -110,7 +114,8 @@ class NeuralMultigrid:
     Options, under the prefix of the preconditioner
     -----------------------------------------------
     ``-pc_nmg_body`` : auto (default), grid or algebraic
-        auto takes the grid body where coordinates are known and the unknowns lie on a lattice, else the algebraic one.
+        auto takes the grid body where coordinates are known and the unknowns lie on a lattice, else the algebraic one;
+        and no multigrid for a small matrix on one rank, see ``-pc_nmg_small``.
     ``-pc_nmg_coordinates`` : KEY
         Key of petsctools' application context: the scalar DOLFINx function space, or an array of shape (rows, 2 or 3)
         with the places of the owned unknowns, in any unit of length.
@@ -126,11 +131,16 @@ class NeuralMultigrid:
         Algebraic body: steps of interpolation towards the least energy; negative values leave them to the class.
     ``-pc_nmg_coarse_size`` : 500
         Algebraic body: unknowns at which the coarsest level is factorised.
+    ``-pc_nmg_small`` : 20000
+        With the body auto and on one rank: unknowns up to which factors, incomplete or complete, take the place of
+        multigrid (`pdeopt.conjugate_directions.factor_body.Factors`).
     ``-pc_nmg_reuse_interpolation`` : false
         Algebraic body: keep the interpolations while only the values of the matrix change, as in a sequence of similar
         ones: an update takes a third of a set-up or less.
     ``-pc_nmg_mg_levels_...``, ``-pc_nmg_mg_up_...``, ``-pc_nmg_mg_coarse_...``, ``-pc_nmg_pc_mg_...``
         Algebraic body: options of PETSc's smoothers, down and up, of the coarse solver, and of the cycle.
+    ``-pc_nmg_factors_pc_...``
+        Options of the factors of small matrices.
 
     Parameters
     ----------
@@ -168,7 +178,7 @@ class NeuralMultigrid:
     def setFromOptions(self, pc: PETSc.PC) -> None:
         """Read the options under the prefix of the preconditioner. Collective: no."""
         former = self.settings
-        self.settings = read_settings(former, pc.getOptionsPrefix(), "pc_nmg_", inner=("mg_", "pc_mg_"))
+        self.settings = read_settings(former, pc.getOptionsPrefix(), "pc_nmg_", inner=("mg_", "pc_mg_", "factors_"))
         if self.settings != former or self.settings.coordinates is not former.coordinates:
             self.reset()
             self._refused = None
@@ -288,14 +298,27 @@ class NeuralMultigrid:
             return True
         self.reset()
         self._failures = 0
-        self._body = self._grid(matrix) or AlgebraicMultigrid(
-            matrix,
-            self.settings.constants(),
-            f"{pc.getOptionsPrefix() or ''}pc_nmg_",
-            singular,
-            self.settings.reuse_interpolation,
+        prefix = f"{pc.getOptionsPrefix() or ''}pc_nmg_"
+        self._body = (
+            self._factors(matrix, prefix, singular)
+            or self._grid(matrix)
+            or AlgebraicMultigrid(
+                matrix, self.settings.constants(), prefix, singular, self.settings.reuse_interpolation
+            )
         )
         return False
+
+    def _factors(self, matrix: PETSc.Mat, prefix: str, singular: bool) -> Factors | None:
+        """Return factors where the matrix is small and on one rank."""
+        alone = matrix.getComm().getSize() == 1
+        if self.settings.body != "auto" or not alone or singular or matrix.getSize()[0] > self.settings.small:
+            return None
+        try:
+            factors = Factors(matrix, prefix + "factors_")
+            self._why = f"the matrix has no more than {self.settings.small} unknowns"
+            return factors
+        except PdeoptError:
+            return None
 
     def _grid(self, matrix: PETSc.Mat) -> GridMultigrid | None:
         """Return the body for lattices where it is wanted and there is one."""

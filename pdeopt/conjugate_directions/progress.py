@@ -1,11 +1,16 @@
-"""Whether proposed directions get on: the fall of the residual, and what it costs beside a classical solve."""
+"""Whether proposed directions get on: what they gain beside the plainest choice, and what they cost beside a solver."""
 
+import bisect
 import math
 import time
 
-# Part of the price of a classical solve that a trial of the proposals may cost.
-_TRIAL = 0.3
-# The residual has to fall by this factor within the window.
+from petsc4py import PETSc
+
+# Part of the price of a classical solve that proposals may cost before a forecast counts.
+_TRIAL = 0.2
+# Of a classical solve, the part that does not depend on where it starts: its set-up.
+_SETUP = 0.5
+# The residual has to fall by this factor within the window; in an iteration in which it does, there is no doubt.
 _FALL = 0.5
 
 
@@ -14,52 +19,115 @@ class Progress:
 
     Parameters
     ----------
+    norm
+        Of the first residual.
     target
         Norm at which the solve ends.
     window
         Iterations within which the norm has to halve.
-    price
-        Seconds of a classical solve from the start; infinity if they do not count.
     """
 
-    def __init__(self, target: float, window: int, price: float) -> None:
-        self._target, self._window, self.price = target, window, price
-        self._norms: list[float] = []
-        self._times: list[float] = []
+    def __init__(self, norm: float, target: float, window: int) -> None:
+        self._target, self._window = target, window
+        self._norms, self._least = [norm], [norm]
+        self._last, self._seconds = time.perf_counter(), list[float]()
+        self._doubtful, self._doubts = False, 0
 
     def note(self, norm: float) -> None:
-        """Take the norm of the residual after an iteration (first: before the first one). Collective: no."""
+        """Take the norm of the residual after an iteration. Collective: no."""
+        self._doubtful = norm > _FALL * self._least[-1]
+        self._doubts += self._doubtful
         self._norms.append(norm)
-        self._times.append(time.perf_counter())
+        self._least.append(min(norm, self._least[-1]))
+        now = time.perf_counter()
+        bisect.insort(self._seconds, now - self._last)
+        self._last = now
 
     @property
     def stagnates(self) -> bool:
         """Whether the norm has not halved within the window; the same on all ranks."""
-        if len(self._norms) <= self._window:
-            return False
-        return min(self._norms[-self._window :]) > _FALL * min(self._norms[: -self._window])
+        return len(self._norms) > self._window and self._least[-1] > _FALL * self._least[-1 - self._window]
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last step is to be compared with a plain one; the same on all ranks.
+
+        Of the iterations that do not halve the norm these are the first four, the 8th, 16th and so on.
+        """
+        return self._doubtful and (self._doubts <= 4 or _is_power(self._doubts))
 
     @property
     def due(self) -> bool:
         """Whether seconds are to be looked at after this iteration; the same on all ranks."""
         iterations = len(self._norms) - 1
-        return (
-            math.isfinite(self.price)
-            and iterations > 0
-            and (iterations % 16 == 0 or iterations & -iterations == iterations)
-        )
+        return iterations % 16 == 0 or _is_power(iterations)
 
-    @property
-    def too_dear(self) -> bool:
-        """Whether the rest would cost more than a classical solve, judged by the later half of the iterations.
+    def too_dear(self, price: float) -> bool:
+        """Whether the rest would cost more than a classical solve from here, of ``price`` seconds from the start.
 
-        A trial costs up to 0.3 of the price before this is asked. By the seconds of this rank: let rank 0 decide.
+        The rest is forecast from the least norms of the later half of the iterations, from 0.2 of the price on. As
+        residuals that have not fallen yet may still do so, the forecast has the weight of the part of the price that
+        has been spent. An iteration counts with their median, so that no hiccup of the machine decides. By the seconds
+        of this rank: let rank 0 decide.
         """
-        if self._times[-1] - self._times[0] < _TRIAL * self.price or self._norms[-1] <= self._target:
+        last, half = len(self._seconds), len(self._seconds) // 2
+        pace = self._seconds[half]
+        spent = last * pace
+        if spent < _TRIAL * price or self._norms[-1] <= self._target:
             return False
-        half = (len(self._norms) - 1) // 2
-        fall = math.log(self._norms[half] / self._norms[-1])
+        left = math.log(self._norms[-1] / self._target)
+        share = left / max(math.log(self._norms[0] / self._target), left)
+        classical = price * (_SETUP + (1.0 - _SETUP) * share)
+        fall = math.log(self._least[half] / self._least[last])
         if fall <= 0.0:
             return True
-        pace = (self._times[-1] - self._times[half]) / fall
-        return pace * math.log(self._norms[-1] / self._target) > self.price
+        forecast = (last - half) * pace * left / fall
+        return forecast * min(spent / price, 1.0) > classical
+
+
+class PlainStep:
+    r"""What the plainest proposal, the residual divided by the diagonal, would gain: a yardstick for others.
+
+    An exact step along q lowers the energy of the error, e'Ae, by
+
+    .. math:: \frac{(q' r)^2}{q' A q} .
+
+    Parameters
+    ----------
+    template
+        A vector of the layout of the unknowns.
+
+    Collective: yes.
+    """
+
+    def __init__(self, template: PETSc.Vec) -> None:
+        self._inverse, self._step, self._image = (template.duplicate() for _ in range(3))
+        self._ready = False
+
+    def forget(self) -> None:
+        """Another matrix follows. Collective: no."""
+        self._ready = False
+
+    def gain(self, A: PETSc.Mat, P: PETSc.Mat, residual: PETSc.Vec) -> float:
+        """Return the energy that a step along the residual over the diagonal of P would take. Collective: yes."""
+        if not self._ready:
+            self._inverse.set(1.0)
+            if "aij" in P.getType():
+                P.getDiagonal(self._inverse)
+                self._inverse.abs()
+                self._inverse.reciprocal()  # PETSc leaves zeros as they are
+            self._ready = True
+        self._step.pointwiseMult(self._inverse, residual)
+        A.mult(self._step, self._image)
+        curvature, slope = (float(value) for value in self._step.mDot([self._image, residual]))
+        return slope**2 / curvature if curvature > 0.0 else 0.0
+
+    def release(self) -> None:
+        """Free the vectors. Collective: yes."""
+        for vector in (self._inverse, self._step, self._image):
+            vector.destroy()
+
+
+def _is_power(count: int) -> bool:
+    """Whether a number is a power of two."""
+    return count > 0 and count & (count - 1) == 0

@@ -19,11 +19,6 @@ class MatrixFreeKKT:
     ----------
     system
         The KKT system.
-
-    Attributes
-    ----------
-    matrix
-        The PETSc matrix of type python.
     """
 
     def __init__(self, system: KKTSystem) -> None:
@@ -38,10 +33,18 @@ class MatrixFreeKKT:
                 action += ufl.derivative(gradient, other, direction)
             empty = forms.is_zero(action)
             self._forms.append(None if empty else forms.compile_form(action, lagrangian.entity_maps))
-        sizes = (system.layout.offsets[-1], system.layout.global_size)
-        self.matrix = PETSc.Mat().createPython((sizes, sizes), context=self, comm=system.comm)
-        self.matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
-        self.matrix.setUp()
+
+    def create_matrix(self) -> PETSc.Mat:
+        """Return the PETSc matrix of type python. Collective: yes.
+
+        It holds this object; the other way round too, nothing but `destroy` would ever free the two.
+        """
+        layout = self._system.layout
+        sizes = (layout.offsets[-1], layout.global_size)
+        matrix = PETSc.Mat().createPython((sizes, sizes), context=self, comm=self._system.comm)
+        matrix.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+        matrix.setUp()
+        return matrix
 
     def mult(self, matrix: PETSc.Mat, vector: PETSc.Vec, out: PETSc.Vec) -> None:
         """Apply the KKT matrix. Collective: yes."""

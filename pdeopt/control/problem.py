@@ -188,8 +188,11 @@ class ControlProblem:
                 )
             finally:
                 functional.destroy()
+                self._free_dropped()
         solver = NewtonSolver(self.system, self.bounds, method, self._state_solver)
-        return solver.solve(rtol=rtol, max_iterations=max_iterations or 50, monitor=monitor)
+        report = solver.solve(rtol=rtol, max_iterations=max_iterations or 50, monitor=monitor)
+        self._free_dropped()
+        return report
 
     def reduced_functional(self, *, gauss_newton: bool = False) -> ReducedFunctional:
         """Return the objective as a function of the controls alone; destroy it after use. Collective: yes.
@@ -222,7 +225,7 @@ class ControlProblem:
             If the form is none of these.
         """
         if form == "matrix_free":
-            return MatrixFreeKKT(self.system).matrix
+            return MatrixFreeKKT(self.system).create_matrix()
         if form not in ("nest", "monolithic"):
             raise OptionError(f"form {form!r} is unknown: choose 'nest', 'monolithic' or 'matrix_free'")
         blocks = self.system.assemble_blocks()
@@ -257,3 +260,8 @@ class ControlProblem:
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
         self.system.destroy()
+        self._free_dropped()
+
+    def _free_dropped(self) -> None:
+        """Free what Python has dropped on all ranks, which PETSc keeps until asked. Collective: yes."""
+        PETSc.garbage_cleanup(self.comm)

@@ -7,11 +7,10 @@ import time
 
 from petsc4py import PETSc
 
-import numpy as np
-
 from pdeopt.fem.settings import read_settings
 from pdeopt.relaxation._auto_solver import Automatic, Held, build, print_report, set_up
 from pdeopt.relaxation._automatic_pc import AutoPC
+from pdeopt.relaxation._verified_solve import Task, VerifiedSolve
 from pdeopt.relaxation.features import MatrixFeatures, from_root, is_assembled, slowest
 from pdeopt.relaxation.overlay_watch import Stopwatch
 from pdeopt.relaxation.race import Race, Sample
@@ -21,11 +20,6 @@ from pdeopt.report import InputError, SolveReport
 __all__ = ["AutoKSP", "AutoPC", "AutoSettings"]
 
 Reason = PETSc.KSP.ConvergedReason
-
-# Residuals of this many units of rounding, |r| <= c eps (|A| |x| + |b|), are as small as a factorisation makes them.
-ROUNDING_UNITS = 4.0
-# How often a solve may go on when its own residual says converged and the true one does not.
-REFINEMENTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +35,6 @@ class AutoSettings:
             raise InputError(f"direct_rtol is {self.direct_rtol}: it is a relative residual, between 0 and 1")
         if self.solves < 0:
             raise InputError(f"solves is {self.solves}: it is the number of solves that will follow, 0 if unknown")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One solve: A x = b or its transpose, to a true residual of ``target``."""
-
-    ksp: PETSc.KSP
-    A: PETSc.Mat
-    P: PETSc.Mat
-    b: PETSc.Vec
-    x: PETSc.Vec
-    start: PETSc.Vec | None  # the initial guess, zero if None
-    norm: float  # of b
-    target: float
-    transposed: bool
 
 
 class AutoKSP(Automatic):
@@ -131,14 +110,11 @@ class AutoKSP(Automatic):
         self._held: Held | None = None  # the one of the present choice
         self._race, self._racing = Race(self.settings.solves), False
         self._chosen_by_user = False
-        self._rhs: PETSc.Vec | None = None  # a copy, for PETSc locks it while it solves
-        self._residual: PETSc.Vec | None = None
-        self._step: PETSc.Vec | None = None
         self._own_type = ""
         self.reused = {"unchanged": 0, "scaled": 0, "lagged": 0}
         self.fallbacks = self.unsolved = self.solves = self.iterations = 0
         self.seconds = {"features": 0.0, "setup": 0.0, "solve": 0.0, "verify": 0.0, "exploring": 0.0}
-        self._norm = math.nan  # infinity norm of the present values, once it was needed
+        self._verified = VerifiedSolve(self.seconds)
         self._count = self._former_count = 0  # solves with these values, and with those before
         self._iterative_solves: collections.deque[float] = collections.deque(maxlen=3)  # their seconds, the last ones
         self._factored_to_pay = False
@@ -177,7 +153,7 @@ class AutoKSP(Automatic):
     def destroy(self, ksp: PETSc.KSP) -> None:
         """Free the chosen solver. Collective: yes."""
         self._drop()
-        self._free_vectors()
+        self._verified.release()
         self._chooser.release()
 
     @property
@@ -224,7 +200,7 @@ class AutoKSP(Automatic):
         if A == P and features.symmetric:
             transposed = False
         start = x.copy() if ksp.getInitialGuessNonzero() else None
-        task = _Task(ksp, A, P, b, x, start, norm, max(rtol * norm, atol), transposed)
+        task = Task(ksp, A, P, b, x, start, norm, max(rtol * norm, atol), transposed)
         total, reason, residual = 0, 0, math.nan
         direct = self._factor_pays(P, features)
         watch, go_on = Stopwatch(), False
@@ -240,7 +216,7 @@ class AutoKSP(Automatic):
                 how = f"reason {reason}, residual {residual / norm:.1e}"
             except PETSc.Error as error:
                 reason, how = Reason.DIVERGED_PCSETUP_FAILED, f"error {error.ierr}"
-                self._free_vectors()  # a solve that raised leaves its right-hand side locked for ever
+                self._verified.release()  # a solve that raised leaves its right-hand side locked for ever
             if reason > 0:
                 break
             if challenges and reason == Reason.DIVERGED_MAX_IT:
@@ -291,9 +267,9 @@ class AutoKSP(Automatic):
         if change.kind == "pattern":
             self._count = 0
             self._drop()
-            self._free_vectors()
+            self._verified.release()
         if change.fresh:
-            self._norm = math.nan
+            self._verified.forget_values()
             if change.kind in ("values", "pattern"):
                 self._former_count, self._count = self._count, 0
 
@@ -308,7 +284,7 @@ class AutoKSP(Automatic):
         self._factored_to_pay = bool(from_root(matrix.getComm().tompi4py(), pays))
         return self._factored_to_pay
 
-    def _try(self, choice: Choice, task: _Task, go_on: bool) -> tuple[int, int, float]:
+    def _try(self, choice: Choice, task: Task, go_on: bool) -> tuple[int, int, float]:
         """Solve with one choice; return reason, iterations and the norm of the true residual. Collective: yes."""
         features = self._chooser.features
         limit = min(iteration_limit(features, choice.kind), task.ksp.getTolerances()[3])
@@ -327,7 +303,7 @@ class AutoKSP(Automatic):
         else:
             budget = held.lagging.budget(choice.kind, self._chooser.watch.amount)
             if budget:
-                reason, used, residual, held.solve_last = self._iterate(held, task, budget, go_on)
+                reason, used, residual, held.solve_last = self._verified.iterate(held.ksp, task, budget, go_on)
                 held.lagging.kept(used, reason > 0)
                 if reason > 0:
                     self.reused["lagged"] += 1
@@ -335,7 +311,7 @@ class AutoKSP(Automatic):
                 go_on = residual < task.norm  # what it reached is kept
             self._set_up(held, task)
         self._held, self.choice = held, choice
-        reason, iterations, residual, seconds = self._iterate(held, task, limit, go_on)
+        reason, iterations, residual, seconds = self._verified.iterate(held.ksp, task, limit, go_on)
         if held.setup_last:
             setup, solve = slowest(task.A.getComm().tompi4py(), [held.setup_last, seconds])
             held.lagging.made(setup, solve, iterations)
@@ -345,7 +321,7 @@ class AutoKSP(Automatic):
             self._iterative_solves.append(seconds)
         return reason, used + iterations, residual
 
-    def _make(self, choice: Choice, task: _Task) -> Held:
+    def _make(self, choice: Choice, task: Task) -> Held:
         """Build and set up a solver. Collective: yes."""
         prefix = task.ksp.getOptionsPrefix() or ""
         ksp = build(choice, f"{prefix}auto_", prefix, task.P)
@@ -358,7 +334,7 @@ class AutoKSP(Automatic):
         self._set_up(held, task)
         return held
 
-    def _set_up(self, held: Held, task: _Task) -> None:
+    def _set_up(self, held: Held, task: Task) -> None:
         """Take the present values, with the symbolic work of the former if there is some. Collective: yes."""
         self.setups["updated" if held.setups else "new"] += 1
         held.setups += 1
@@ -368,69 +344,6 @@ class AutoKSP(Automatic):
         self._chooser.accept()
         held.setup_last = watch.seconds()
         self.seconds["setup"] += time.perf_counter() - began
-
-    def _iterate(self, held: Held, task: _Task, limit: int, go_on: bool) -> tuple[int, int, float, float]:
-        """Iterate until the true residual meets the target; also return the seconds. Collective: yes."""
-        inner, x = held.ksp, task.x
-        if self._rhs is None:
-            self._rhs, self._residual, self._step = (task.b.duplicate() for _ in range(3))
-        assert self._rhs is not None
-        assert self._residual is not None
-        total, reason, seconds, residual = 0, 0, 0.0, math.inf
-        if not go_on and task.start is None:
-            x.set(0.0)
-            task.b.copy(self._rhs)
-        else:
-            if not go_on:
-                assert task.start is not None
-                task.start.copy(x)
-            residual = self._true_residual(task)
-            if residual <= task.target:
-                return Reason.CONVERGED_RTOL, 0, residual, 0.0
-            if not math.isfinite(residual):
-                return Reason.DIVERGED_NANORINF, 0, residual, 0.0
-        for _ in range(1 + REFINEMENTS):
-            inner.setTolerances(rtol=1e-300, atol=0.9 * task.target, divtol=1e8, max_it=max(limit - total, 1))
-            began, watch = time.perf_counter(), Stopwatch()
-            solve = inner.solveTranspose if task.transposed else inner.solve
-            if math.isinf(residual):
-                solve(self._rhs, x)
-            else:
-                # For a correction, not from a guess: PETSc 3.25's BiCGStab, preconditioned on the right, adds a guess
-                # that it was given once to all solutions that follow.
-                self._residual.copy(self._rhs)
-                solve(self._rhs, self._step)
-                x.axpy(1.0, self._step)
-            solved = time.perf_counter()
-            total += inner.getIterationNumber()
-            former, residual = residual, self._true_residual(task)
-            self.seconds["solve"] += solved - began
-            self.seconds["verify"] += time.perf_counter() - solved
-            seconds += watch.seconds()
-            reason = int(inner.getConvergedReason())
-            if residual <= task.target:
-                return Reason.CONVERGED_RTOL, total, residual, seconds
-            # The method's own residual drifted from the true one: go on from here, as iterative refinement does.
-            if not residual < 0.5 * former or reason < 0:
-                break
-        if math.isfinite(residual) and residual <= self._rounding(task):
-            return Reason.CONVERGED_RTOL, total, residual, seconds
-        return reason if reason < 0 else Reason.DIVERGED_BREAKDOWN, total, residual, seconds
-
-    def _true_residual(self, task: _Task) -> float:
-        """Return the norm of b - A x, without what a null space takes out of it. Collective: yes."""
-        assert self._residual is not None
-        (task.A.multTranspose if task.transposed else task.A.mult)(task.x, self._residual)
-        self._residual.aypx(-1.0, task.b)
-        return float(self._residual.norm())
-
-    def _rounding(self, task: _Task) -> float:
-        """Return the residual that rounding leaves, as in a factorisation. Collective: yes."""
-        if not is_assembled(task.A):
-            return 0.0
-        if math.isnan(self._norm):
-            self._norm = task.A.norm(PETSc.NormType.INFINITY)
-        return ROUNDING_UNITS * float(np.finfo(float).eps) * (self._norm * task.x.norm() + task.norm)
 
     def _conclude(self, ksp: PETSc.KSP, reason: int, iterations: int, norms: tuple[float, float]) -> None:
         """Tell PETSc what came out. Collective: yes."""
@@ -442,13 +355,6 @@ class AutoKSP(Automatic):
         ksp.setResidualNorm(residual)
         ksp.monitor(iterations, residual)
         ksp.setConvergedReason(reason)
-
-    def _free_vectors(self) -> None:
-        """Free the work vectors. Collective: yes."""
-        for vector in (self._rhs, self._residual, self._step):
-            if vector is not None:
-                vector.destroy()
-        self._rhs = self._residual = self._step = None
 
     def _drop(self, name: str = "") -> None:
         """Free a solver, or all of them. Collective: yes."""

@@ -231,8 +231,17 @@ def gamg(f: MatrixFeatures, why: str) -> Choice:
 
 
 def neural_multigrid(why: str) -> Choice:
-    """Return conjugate gradients with a multigrid cycle whose constants follow from the class of the matrix."""
-    options = {"ksp_type": "cg", "pc_type": "python", "pc_python_type": "pdeopt.NeuralMultigrid"}
+    """Return conjugate gradients with a multigrid cycle whose constants follow from the class of the matrix.
+
+    As with GAMG, new values keep the interpolation: a set-up is a quarter then.
+    """
+    options = {
+        "ksp_type": "cg",
+        "pc_type": "python",
+        "pc_python_type": "pdeopt.NeuralMultigrid",
+        "pc_nmg_body": "algebraic",
+        "pc_nmg_reuse_interpolation": "1",
+    }
     return Choice("CG with NeuralMultigrid", "multigrid", options, why)
 
 

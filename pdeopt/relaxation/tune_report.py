@@ -29,7 +29,7 @@ class Verdict:
     Parameters
     ----------
     entry
-        What was seen of it (`tune_watch.Entry`).
+        What was seen of it (`tune_race.Entry`).
     arm
         The name of the advised solver; "" if the script's own stays.
     options

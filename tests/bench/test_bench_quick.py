@@ -84,7 +84,7 @@ PARTS = {
         linear_changing.measure,
         {f"3{part}{arm} samples" for part in "abc" for arm in ("", " algebraic", " recycling")},
     ),
-    "unseen systems": (linear_systems.measure, {"4a", "4c", "4d"}),
+    "unseen systems": (linear_systems.measure, {"4a", "4c", "4d", "4e"}),
     "growth, ranks, symmetry": (linear_checks.measure, {"5b grid", "5b algebraic"}),
     "conjugate directions": (linear_directions.measure, {"6b"}),
     "matrices that do not fit": (linear_unfit.measure, set()),

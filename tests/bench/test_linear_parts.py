@@ -9,7 +9,7 @@ import scipy.sparse
 
 from pdeopt.bench import linear_checks, linear_systems, linear_unfit
 from pdeopt.bench.harness import BenchSettings
-from pdeopt.bench.linear_bodies import BODIES, BodyArm, multigrid
+from pdeopt.bench.linear_bodies import BODIES, BodyArm, RecyclingArm, multigrid
 from pdeopt.bench.linear_changing import _coordinates
 from pdeopt.bench.linear_families import FAMILIES
 from pdeopt.bench.linear_outcome import RTOL
@@ -51,6 +51,20 @@ def test_a_sequence_by_a_body_reaches_the_true_residual(body):
     for A, b in SEQUENCES["samples"](COMM, 12, 3, 0):
         for arm in arms:
             assert arm.solve(A, b).residual <= RTOL
+    for arm in arms:
+        arm.destroy()
+
+
+def test_recycling_saves_iterations_over_a_sequence():
+    arms = [RecyclingArm(f"Jacobi, {kept}", {"ksp_type": "cg", "pc_type": "jacobi"}, kept) for kept in (0, 8)]
+    iterations = [[], []]
+    for A, b in SEQUENCES["samples"](COMM, 24, 4, 0):
+        for arm, found in zip(arms, iterations, strict=True):
+            outcome = arm.solve(A, b)
+            assert outcome.residual <= RTOL
+            found.append(outcome.iterations)
+    plain, recycled = iterations
+    assert recycled[-1] <= 0.75 * plain[-1]
     for arm in arms:
         arm.destroy()
 

@@ -165,7 +165,7 @@ def test_solvers_of_a_sequence_reach_the_true_residual():
         arms = {name: make for name, make in arms.items() if "ICC" not in name}
     outcomes = replay(SEQUENCES["samples"](COMM, 16, 4, 0), arms)
     for name, found in outcomes.items():
-        assert len(found) == 4, name
+        assert len(found) == (2 if "fresh" in name else 4), name
         assert all(outcome.residual <= RTOL for outcome in found), name
     assert not options_left()
 
@@ -185,6 +185,21 @@ def test_a_rescaled_lag_is_exact_where_the_matrix_is_rescaled():
     assert second.setup_cpu < 0.5 * first.setup_cpu
     arm.destroy()
     case.destroy()
+
+
+def test_a_lag_that_takes_too_long_is_given_up_at_its_own_expense():
+    first = FAMILIES["square, lognormal"].case(COMM, 24, 0)
+    other = FAMILIES["square, checker"].case(COMM, 24, 0)
+    arm = classical_arms(2)["GAMG, rescaled lag"]()
+    arm.solve(first.A, first.b)
+    outcome = arm.solve(other.A, other.b)
+    again = arm.solve(other.A, other.b)
+    assert outcome.solved
+    assert again.solved
+    assert outcome.iterations > 2 * again.iterations
+    arm.destroy()
+    first.destroy()
+    other.destroy()
 
 
 def test_the_worker_reads_no_python_of_ours():

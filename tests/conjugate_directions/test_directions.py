@@ -15,6 +15,7 @@ from dolfinx.fem import petsc as fem_petsc
 
 import pdeopt
 from pdeopt.conjugate_directions import DirectionSettings
+from pdeopt.conjugate_directions.progress import Progress
 from pdeopt.fem import forms
 from pdeopt.problems.manufactured_control import zero_on_boundary
 from pdeopt.report import InputError, OptionError
@@ -129,6 +130,53 @@ def test_a_proposal_that_breaks_down_leaves_its_iterate_to_a_classical_solver(ch
     assert context.report.residuals[1] == pytest.approx(history[context.accepted], rel=1e-9)
     assert context.report.converged
     assert "classical solver" in context.report.why
+
+
+@pytest.mark.parallel([1, 2])
+def test_noise_is_known_by_its_first_step():
+    stream = np.random.default_rng(COMM.rank)
+
+    def noise(y):
+        y.array[:] = stream.standard_normal(y.getLocalSize())
+
+    proposal = Proposal(noise, 0)
+    ksp, _, residual = Diffusion().solve(context=proposal, **TYPE, ksp_dcd_price=0)
+    context = ksp.getPythonContext()
+    assert residual <= 1e-9
+    assert context.fallbacks == {"a proposal gained less than the residual over the diagonal": 1}
+    assert proposal.applications == 1
+    _, _, residual = Diffusion().solve(context=proposal, **TYPE, ksp_dcd_price=0, ksp_dcd_gain=0, ksp_max_it=40)
+    assert residual > 1e-3
+    assert proposal.applications == 41
+
+
+@pytest.mark.parallel([1, 2])
+def test_classical_multigrid_that_gets_nowhere_is_not_the_last(monkeypatch):
+    monkeypatch.setattr("pdeopt.conjugate_directions.fallback._LIMIT", 1)
+    ksp, _, residual = Diffusion(cells=32).solve(context=Proposal(not_a_number, 0), **TYPE, ksp_dcd_price=0)
+    assert residual <= 1e-9
+    assert ksp.getConvergedReason() == 2
+    assert ksp.getIterationNumber() <= 5
+
+
+@pytest.mark.parametrize(
+    ("norms", "dear"),
+    [
+        ([1.0] * 19, False),  # no verdict before a fifth of the price
+        ([1.0] * 33, True),
+        ([0.5**k for k in range(33)], False),
+        ([0.9**k for k in range(33)], False),  # a forecast of thrice the price, made with a third of it
+        ([0.9**k for k in range(129)], True),
+        ([0.8**k for k in range(101)], False),  # dear, and nearly done
+    ],
+)
+def test_forecasts_weigh_as_much_as_has_been_spent(norms, dear, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("pdeopt.conjugate_directions.progress.time.perf_counter", lambda: float(next(clock)))
+    progress = Progress(norms[0], 1e-12, 1000)
+    for norm in norms[1:]:
+        progress.note(norm)
+    assert progress.too_dear(100.0) == dear
 
 
 @pytest.mark.parallel([1, 2])

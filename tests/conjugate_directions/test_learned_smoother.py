@@ -117,7 +117,7 @@ def test_files_that_cannot_be_used_are_named(make_ksp, tmp_path):
         with pytest.raises(InputError, match=sentence) as caught:
             load_network(comm, bad, 2)
         assert bad in str(caught.value)
-        context = NeuralMultigrid(MultigridSettings(weights=bad, coordinates=problem.space))
+        context = NeuralMultigrid(MultigridSettings(weights=bad, small=0, coordinates=problem.space))
         ksp, x = make_ksp(problem, context), problem.right.duplicate()
         ksp.solve(problem.right, x)
         assert ksp.getConvergedReason() == PETSc.KSP.ConvergedReason.DIVERGED_PCSETUP_FAILED

@@ -51,7 +51,7 @@ def solve(matrix, right, context, kind="cg", rtol=1e-8):
 
 def settings(problem, body, **others):
     # Three levels of the small matrices here.
-    return MultigridSettings(body, coarse_size=60, coordinates=problem.space, **others)
+    return MultigridSettings(body, coarse_size=60, small=0, coordinates=problem.space, **others)
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -69,7 +69,7 @@ def test_the_lattice_is_found_where_there_is_one(problem):
         (problem.matrix, problem.right, bent, "no filled lattice"),
         (squares.matrix, squares.right, squares.space, "lattice step away"),
     ):
-        context = NeuralMultigrid(MultigridSettings(coarse_size=60, coordinates=coordinates))
+        context = NeuralMultigrid(MultigridSettings(coarse_size=60, small=0, coordinates=coordinates))
         reason, _, residual = solve(matrix, right, context)
         assert reason > 0
         assert residual < 1e-8
@@ -89,12 +89,32 @@ def test_function_space_through_the_application_context(problem):
     )  # fmt: skip
     parameters = {
         "ksp_type": "cg", "ksp_rtol": 1e-8, "pc_type": "python", "pc_python_type": "pdeopt.NeuralMultigrid",
-        "pc_nmg_coordinates": problem.space,
+        "pc_nmg_coordinates": problem.space, "pc_nmg_small": 0,
     }  # fmt: skip
     petsctools.set_from_options(linear.solver, parameters=parameters, options_prefix="nmg_face_test_")
     linear.solve()
     assert linear.solver.getConvergedReason() > 0
     assert linear.solver.getPC().getPythonContext().report.method == "multigrid on a lattice"
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize(("strong", "factors", "most"), [(None, "icc", 10), ((1.0, -2.0), "cholesky", 1)])
+def test_small_matrices_on_one_rank_are_factorised(strong, factors, most):
+    problem = Diffusion("triangle", (30, 30), strong=strong)
+    context = NeuralMultigrid(MultigridSettings(coordinates=problem.space))
+    reason, iterations, residual = solve(problem.matrix, problem.right, context)
+    assert reason > 0
+    assert residual < 1e-8
+    if problem.matrix.getComm().getSize() > 1:
+        assert context.report.method == "multigrid on a lattice"
+        return
+    assert context.report.method == "factors of a small matrix"
+    assert context.report.quantities["factors"] == factors
+    assert iterations <= most
+    body = context._body
+    problem.matrix.scale(3.0)
+    assert solve(problem.matrix, problem.right, context)[1] == iterations
+    assert context._body is body
 
 
 def without_zeros(matrix):
