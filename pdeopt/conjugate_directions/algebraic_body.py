@@ -1,4 +1,4 @@
-"""Multigrid from the matrix alone: the hierarchy of its class, and PETSc's cycle over it."""
+"""Multigrid from the matrix alone: the hierarchy of its class, and a cycle over it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from petsc4py import PETSc
 
 from pdeopt.conjugate_directions.algebraic_cycle import AlgebraicCycle
 from pdeopt.conjugate_directions.algebraic_hierarchy import LocalRows, build_hierarchy, choose_constants
+from pdeopt.conjugate_directions.block_cycle import BlockCycle, fits
 
 __all__ = ["AlgebraicMultigrid"]
 
@@ -51,8 +52,12 @@ class AlgebraicMultigrid:
         self._keeps, self._made_of = keeps, _identity(matrix)
         rows = LocalRows(matrix)
         self._kind, chosen = choose_constants(matrix, rows)
-        levels = build_hierarchy(matrix, dataclasses.replace(chosen, **constants), rows)
-        self._cycle = AlgebraicCycle(levels, prefix, singular)
+        chosen = dataclasses.replace(chosen, **constants)
+        self._cycle: AlgebraicCycle | BlockCycle
+        if fits(matrix):
+            self._cycle = BlockCycle(matrix, chosen, singular)
+        else:
+            self._cycle = AlgebraicCycle(build_hierarchy(matrix, chosen, rows), prefix, singular)
 
     def update(self, matrix: PETSc.Mat) -> bool:
         """Take new values of the same matrix where interpolations are kept; return whether they are. Collective: yes.

@@ -21,7 +21,15 @@ from pdeopt.conjugate_directions._packages import require_package
 from pdeopt.parallel import collective_errors
 from pdeopt.report import InputError
 
-__all__ = ["Constants", "Level", "LocalRows", "build_hierarchy", "choose_constants", "renew_values"]
+__all__ = [
+    "Constants",
+    "Level",
+    "LocalRows",
+    "build_hierarchy",
+    "choose_constants",
+    "near_nullspace",
+    "renew_values",
+]
 
 type Array = npt.NDArray[np.float64]
 type Flags = npt.NDArray[np.bool_]
@@ -139,7 +147,7 @@ def build_hierarchy(matrix: PETSc.Mat, constants: Constants, rows: "LocalRows") 
     Collective: yes.
     """
     comm = matrix.getComm().tompi4py()
-    near, block_size = _near_nullspace(matrix), matrix.getBlockSize()
+    near, block_size = near_nullspace(matrix), matrix.getBlockSize()
     levels: list[Level] = []
     while matrix.getSize()[0] > constants.coarse_size and len(levels) < _MAX_LEVELS:
         rows = rows if not levels else LocalRows(matrix)
@@ -342,7 +350,7 @@ def _smooth(rows: LocalRows, tentative: Any, strong: Any, constants: Constants, 
 # --- PETSc ------------------------------------------------------------------------------------------------------------
 
 
-def _near_nullspace(matrix: PETSc.Mat) -> Array:
+def near_nullspace(matrix: PETSc.Mat) -> Array:
     """Return the rows of this rank of the near-nullspace, shape (owned, vectors). Collective: no."""
     given = matrix.getNearNullSpace()
     vectors = given.getVecs() if given.handle else []

@@ -1,29 +1,19 @@
 """The kernels of multigrid on a lattice, compiled when first used by the C compiler that DOLFINx needs anyway."""
 
 import functools
-import hashlib
-import importlib.util
-import os
 import pathlib
-import platform
-import sys
-import tempfile
 from typing import Any, NamedTuple
 
 from mpi4py import MPI
 
 import numpy as np
 import numpy.typing as npt
-from cffi import FFI
 
-from pdeopt.parallel import on_root
-from pdeopt.report import PdeoptError
+from pdeopt.conjugate_directions.compiled import build, load_module
 
 __all__ = ["Kernels", "load_kernels"]
 
 _SOURCE = pathlib.Path(__file__).with_name("grid_kernels.c")
-# Not -ffast-math: a NaN in a matrix has to stay one.
-_FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 _DECLARATIONS = """
 typedef struct { int nz, ny, nx, hz, used; } Lattice;
 void residual(Lattice g, int first, int last, const REAL *A, const REAL *sums, const REAL *b, const REAL *x,
@@ -82,43 +72,8 @@ class Kernels(NamedTuple):
 
 
 @functools.cache
-def _name(dtype: np.dtype[Any]) -> str:
-    """Name a build by all that it depends on: a folder of builds may be shared by unlike machines."""
-    made_of = [_SOURCE.read_text(), _DECLARATIONS, *_FLAGS, dtype.name, sys.version, platform.machine()]
-    processor = pathlib.Path("/proc/cpuinfo")
-    if processor.exists():
-        made_of += [line for line in processor.read_text().splitlines() if line.startswith(("flags", "Features"))][:1]
-    return f"pdeopt_grid_{hashlib.sha256(''.join(made_of).encode()).hexdigest()[:16]}"
-
-
-@functools.cache
-def _build(name: str, dtype: np.dtype[Any], folder: pathlib.Path) -> str:
-    """Compile unless a build of that name is there, and return its path."""
-    found = sorted(folder.glob(f"{name}.*.so"))
-    if found:
-        return str(found[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    real, modulus = ("float", "fabsf") if dtype == np.float32 else ("double", "fabs")
-    builder = FFI()
-    builder.cdef(_DECLARATIONS.replace("REAL", real))
-    builder.set_source(
-        name, f"#define REAL {real}\n#define FABS {modulus}\n{_SOURCE.read_text()}", extra_compile_args=_FLAGS
-    )
-    try:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = pathlib.Path(builder.compile(tmpdir=scratch))
-            return str(built.rename(folder / built.name))  # at once, for whoever looks meanwhile
-    except Exception as error:
-        raise PdeoptError(f"multigrid on grids: the C compiler failed ({error}); set CC to one that works") from error
-
-
-@functools.cache
-def _load(name: str, path: str, dtype: np.dtype[Any]) -> Kernels:
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+def _load(path_and_name: tuple[str, str], dtype: np.dtype[Any]) -> Kernels:
+    module = load_module(*path_and_name)
     kind = f"{'float' if dtype == np.float32 else 'double'}[]"
     kinds = {dtype: kind, np.dtype(np.float64): "double[]", np.dtype(np.int32): "int[]", np.dtype(np.int64): "long[]"}
     return Kernels(
@@ -136,8 +91,7 @@ def load_kernels(comm: MPI.Comm, dtype: npt.DTypeLike) -> Kernels:
     Parameters
     ----------
     comm
-        Ranks that will use them; the first one compiles, into the folder of
-        ``XDG_CACHE_HOME`` where FFCx keeps its own.
+        Ranks that will use them, see `pdeopt.conjugate_directions.compiled.build`.
     dtype
         ``float32`` or ``float64``.
 
@@ -146,7 +100,7 @@ def load_kernels(comm: MPI.Comm, dtype: npt.DTypeLike) -> Kernels:
     PdeoptError
         If the compiler fails.
     """
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "fenics"
     kind = np.dtype(dtype)
-    name = _name(kind)
-    return _load(name, on_root(comm, lambda: _build(name, kind, folder)), kind)
+    real, modulus = ("float", "fabsf") if kind == np.float32 else ("double", "fabs")
+    macros = f"#define REAL {real}\n#define FABS {modulus}\n"
+    return _load(build(comm, _SOURCE, _DECLARATIONS.replace("REAL", real), macros), kind)

@@ -19,13 +19,12 @@ from pdeopt.conjugate_directions.grid_cycle import CycleSettings
 from pdeopt.conjugate_directions.grid_network import WeightsError
 from pdeopt.conjugate_directions.matrix_check import check_matrix
 from pdeopt.fem.forms import log_event
-from pdeopt.fem.settings import read_settings
+from pdeopt.fem.settings import check_choice, read_settings
 from pdeopt.report import KSP_ADVICE, InputError, PdeoptError, SolveReport
 
 __all__ = ["MultigridSettings", "NeuralMultigrid"]
 
 _LOGGER = logging.getLogger(__name__)
-_BODIES = ("auto", "grid", "algebraic")
 _Reason = PETSc.KSP.ConvergedReason
 # What a cycle that is not safe for every matrix may be to blame for.
 _UNFIT = {
@@ -57,10 +56,8 @@ class MultigridSettings:
     coordinates: object = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if self.body not in _BODIES:
-            raise InputError(f"body is {self.body!r}: choose {', '.join(_BODIES[:-1])} or {_BODIES[-1]}")
-        if self.strength not in ("auto", "symmetric", "evolution"):
-            raise InputError(f"strength is {self.strength!r}: choose auto, symmetric or evolution")
+        check_choice(self, "body", ("auto", "grid", "algebraic"))
+        check_choice(self, "strength", ("auto", "symmetric", "evolution"))
         if self.coarse_size < 1:
             raise InputError(f"coarse_size is {self.coarse_size!r}: give a positive number of unknowns")
         if self.small < 0:
@@ -90,8 +87,9 @@ class NeuralMultigrid:
     algebraic
         For any matrix of type aij: aggregates of strongly coupled unknowns, interpolation smoothed in one or two steps,
         Galerkin products, SOR forward down and backward up. A near-nullspace that is attached to the matrix is
-        interpolated exactly. The constants (measure of strength, threshold, steps) follow from the class of the
-        matrix: several unknowns a node, anisotropic, or the rest. It needs the extra ``multigrid``.
+        interpolated exactly. Of several unknowns a node on one rank, set-up and sweeps are compiled, and a sweep solves
+        for a node's unknowns at once (`BlockCycle`). The constants (measure of strength, threshold, steps) follow from
+        the class of the matrix: several unknowns a node, anisotropic, or the rest. It needs the extra ``multigrid``.
 
     No network chooses the operators: with those found for each matrix by gradient descent, the best that any network
     could predict, the algebraic body saved no iteration on jumps and a quarter of them on anisotropy, about a tenth of
@@ -138,7 +136,8 @@ class NeuralMultigrid:
         Algebraic body: keep the interpolations while only the values of the matrix change, as in a sequence of similar
         ones: an update takes a third of a set-up or less.
     ``-pc_nmg_mg_levels_...``, ``-pc_nmg_mg_up_...``, ``-pc_nmg_mg_coarse_...``, ``-pc_nmg_pc_mg_...``
-        Algebraic body: options of PETSc's smoothers, down and up, of the coarse solver, and of the cycle.
+        Algebraic body: options of PETSc's smoothers, down and up, of the coarse solver, and of the cycle; not where the
+        sweeps are compiled.
     ``-pc_nmg_factors_pc_...``
         Options of the factors of small matrices.
 

@@ -265,9 +265,12 @@ class UnsteadyControlProblem:
                     raise
             finally:
                 system.destroy()
-        return tao.minimise(
+                PETSc.garbage_cleanup(self.comm)
+        report = tao.minimise(
             self.functional, method or "bntr", rtol=rtol, max_iterations=max_iterations, monitor=monitor
         )
+        PETSc.garbage_cleanup(self.comm)
+        return report
 
     def visit(self, visitor: Visitor, *, adjoint: bool = False) -> None:
         """Call a function at every step when state, control and, if asked for, adjoint hold its values.
@@ -300,6 +303,7 @@ class UnsteadyControlProblem:
         self.functional.destroy()
         for product in self._products:
             product.destroy()
+        PETSc.garbage_cleanup(self.comm)  # what Python dropped on several ranks stays until asked for
 
 
 def _split(

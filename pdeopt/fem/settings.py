@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from petsctools.options import Options
@@ -55,6 +56,13 @@ def read_settings[Settings](given: Settings, prefix: str | None, group: str, inn
         return dataclasses.replace(given, **values)  # type: ignore[type-var]
     except InputError as error:
         raise OptionError(f"options -{prefix or ''}{group}...: {error}") from error
+
+
+def check_choice(settings: object, name: str, known: Sequence[str]) -> None:
+    """Raise `InputError` if a field of settings is none of the words that are known. Collective: no."""
+    value = getattr(settings, name)
+    if value not in known:
+        raise InputError(f"{name} is {value!r}: choose {', '.join(known[:-1])} or {known[-1]}")
 
 
 def _converted(value: str, kind: type) -> Any:

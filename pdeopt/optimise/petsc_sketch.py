@@ -6,7 +6,7 @@ import time
 
 from petsc4py import PETSc
 
-from pdeopt.fem.settings import read_settings
+from pdeopt.fem.settings import check_choice, read_settings
 from pdeopt.optimise.embedding import LinearSystem
 from pdeopt.optimise.sgmres import SketchedGMRES
 from pdeopt.optimise.sketch import BlockSketch, ResidualHistory, SingleSketch, Sketch
@@ -46,9 +46,8 @@ class SketchSettings:
     condition: float = 1e12
 
     def __post_init__(self) -> None:
-        for name, known in (("type", TYPES), ("distribution", DISTRIBUTIONS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {getattr(self, name)!r}: choose {', '.join(known[:-1])} or {known[-1]}")
+        check_choice(self, "type", TYPES)
+        check_choice(self, "distribution", DISTRIBUTIONS)
         for name in ("seed", "max_sketches", "batch", "rows"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it has to be 0 or more")

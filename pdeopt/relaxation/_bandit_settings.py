@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pdeopt.fem.settings import check_choice
 from pdeopt.relaxation.bandit import BinnedTsallisINF, ChebCB, TsallisINF
 from pdeopt.relaxation.contexts import CONTEXT_BOUND
 from pdeopt.report import InputError
@@ -66,9 +67,8 @@ class BanditSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (("learner", self.learner, LEARNERS), ("cost", self.cost, COSTS)):
-            if value not in known:
-                raise InputError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+        check_choice(self, "learner", LEARNERS)
+        check_choice(self, "cost", COSTS)
         for name in ("omega", "low", "high"):
             if not 0.0 < getattr(self, name) < 2.0:
                 raise InputError(f"{name} is {getattr(self, name)}: SSOR is definite for omega between 0 and 2 only")

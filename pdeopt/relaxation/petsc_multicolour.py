@@ -6,7 +6,7 @@ from petsc4py import PETSc
 
 import numpy as np
 
-from pdeopt.fem.settings import read_settings
+from pdeopt.fem.settings import check_choice, read_settings
 from pdeopt.relaxation.multicolour import SWEEPS, MulticolourSweep
 from pdeopt.report import InputError, OptionError
 
@@ -25,8 +25,7 @@ class MulticolourSettings:
     def __post_init__(self) -> None:
         if not 0.0 < self.omega < 2.0:
             raise InputError(f"omega is {self.omega}: relaxation converges for omega between 0 and 2 only")
-        if self.sweep not in SWEEPS:
-            raise InputError(f"sweep is {self.sweep!r}: choose one of {', '.join(SWEEPS)}")
+        check_choice(self, "sweep", SWEEPS)
         if isinstance(self.labels, str) and self.labels:
             raise InputError(f"labels is {self.labels!r}: give an array of integers through the application context")
 

@@ -30,6 +30,8 @@ ALARM, WARM_UP = 12.0, 8
 # Products with the matrix that take the time of one iteration, at least; of a set-up of multigrid, about.
 _PRODUCTS = {"incomplete": 1.5, "multigrid": 6.0, "factor": math.inf, "own": math.inf}
 _MULTIGRID_SETUP = 150.0
+# Seconds in which a preconditioner written in Python loads what it needs, once.
+_LOADING = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +158,8 @@ class Race:
         if not math.isnan(known):
             return known
         setup = {"factor": factor_products(features), "multigrid": _MULTIGRID_SETUP}.get(choice.kind, 0.0)
-        return setup * self._product + (0.0 if choice.kind == "factor" else PATIENCE * best)
+        loading = _LOADING if choice.options.get("pc_type") == "python" else 0.0
+        return loading + setup * self._product + (0.0 if choice.kind == "factor" else PATIENCE * best)
 
     @property
     def best(self) -> Choice:

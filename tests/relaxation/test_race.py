@@ -236,7 +236,7 @@ def test_neural_multigrid_takes_part_and_solves(monkeypatch):
     arm = rule.neural_multigrid("")
     monkeypatch.setattr(race, "challengers", lambda *arguments: [arm])
     monkeypatch.setattr(automatic, "factor_pays", lambda *arguments: False)
-    monkeypatch.setattr(race, "SHARE", 10.0)
+    monkeypatch.setattr(race, "SHARE", 1e6)
     comm = MPI.COMM_WORLD
     A, fill = laplacian(40, comm)
     ksp, context = PETSc.KSP().create(comm), AutoKSP(AutoSettings(solves=200))

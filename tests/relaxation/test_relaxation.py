@@ -504,7 +504,7 @@ def test_a_solve_that_omega_one_cannot_save():
 def test_options_that_do_not_fit():
     for option, value, message in (
         ("pc_bandit_lerner", "tsallis", "did you mean -pdeopt_test_pc_bandit_learner"),
-        ("pc_bandit_learner", "psychic", "tsallis, binned, chebyshev, fixed"),
+        ("pc_bandit_learner", "psychic", "choose tsallis, binned, chebyshev or fixed"),
         ("pc_bandit_count", "many", "-pdeopt_test_pc_bandit_count is 'many': give it a value of type int"),
         ("pc_bandit_high", 2.5, "between 0 and 2"),
         ("pc_bandit_context", "weather", "choose auto, matrix"),
