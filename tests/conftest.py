@@ -47,7 +47,7 @@ PDEOPT_PREFIXES = ("kkt_", "state_", "adjoint_", "reduced_", "pdeopt_")
 
 _stderr_key = pytest.StashKey[int]()
 _tests = 0  # that this process has run
-_meshes: list[object] = []  # that the present test has made, see `_keep_meshes`
+_made: list[Any] = []  # meshes and spaces of the present test, see `_keep_made`
 
 
 @pytest.hookimpl(trylast=True)
@@ -124,26 +124,25 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> bool | None:
 # --- a clean process before and after each test -----------------------------------------------------------------------
 
 
-def _keep_meshes() -> None:
-    """Keep the meshes of each test on several ranks until its end, to free what PETSc keeps for their communicators.
+def _keep_made() -> None:
+    """Keep meshes and spaces of each test on several ranks until its end, to free what PETSc keeps for them.
 
     There PETSc's objects are freed when all ranks have dropped them, not before `PETSc.garbage_cleanup` is called with
-    their communicator. Once the mesh is gone they, and one of MPI's 2,000 communicators, stay for ever.
+    their communicator. Once its owner is gone they, and one of MPI's 2,000 communicators, stay for ever.
     """
-    import dolfinx.mesh
+    import dolfinx
 
-    init = dolfinx.mesh.Mesh.__init__
+    for kind in (dolfinx.mesh.Mesh, dolfinx.fem.FunctionSpace):
 
-    @functools.wraps(init)
-    def keep(mesh: dolfinx.mesh.Mesh, *arguments: Any, **options: Any) -> None:
-        init(mesh, *arguments, **options)
-        _meshes.append(mesh)
+        def keep(made: Any, *arguments: Any, init: Any = kind.__init__, **options: Any) -> None:
+            init(made, *arguments, **options)
+            _made.append(made)
 
-    dolfinx.mesh.Mesh.__init__ = keep
+        kind.__init__ = functools.wraps(kind.__init__)(keep)
 
 
 if MPI.COMM_WORLD.size > 1:
-    _keep_meshes()
+    _keep_made()
 
 
 @pytest.fixture(autouse=True)
@@ -166,9 +165,9 @@ def clean_process() -> Iterator[None]:
         # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective. On
         # one rank time counts, and MPI's 2,000 communicators.
         gc.collect()
-        for mesh in _meshes:
-            PETSc.garbage_cleanup(mesh.comm)
-        _meshes.clear()
+        for made in _made:
+            PETSc.garbage_cleanup(made.dofmap.index_map.comm if hasattr(made, "dofmap") else made.comm)
+        _made.clear()
         PETSc.garbage_cleanup(PETSc.COMM_WORLD)
         MPI.COMM_WORLD.barrier()
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -21,7 +21,13 @@ type Cycle = Callable[[PETSc.Vec, PETSc.Vec], None]
 
 _KINDS = ("lognormal", "checker", "anisotropy")
 _ON_RANKS = {
-    "grid": {"square, lognormal": 256, "square, checker": 256, "square, anisotropy": 256, "cube, checker": 32},
+    "grid": {
+        "square, lognormal": 256,
+        "square, checker": 256,
+        "square, anisotropy": 256,
+        "cube, checker": 32,
+        "cube, anisotropy": 32,
+    },
     "algebraic": {
         "square, lognormal": 128,
         "L-shape, anisotropy": 20_000,

@@ -9,6 +9,7 @@ best operators counts the time that the smallest network would take to predict t
 
 import statistics
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,12 +20,14 @@ from pdeopt.bench.linear_grid_weights import System, descend, iterations, of_nod
 from pdeopt.bench.study import Study
 from pdeopt.conjugate_directions import CycleSettings
 
-_FAMILIES = ("square, anisotropy", "square, checker")
+_KINDS = ("anisotropy", "checker")
+# Cells along a side of the systems whose best operators are sought, and the number of systems of each size.
+_SYSTEMS = {"square": {32: 10, 64: 3}, "cube": {12: 3, 20: 1}}
 _TRAINING = 1000  # added to the seed for the systems from which the class constants are found
-_KEEPS = (1.0, 0.5, 0.0)
+_KEEPS = {"square": (1.0, 0.5, 0.0), "cube": (1.0, 0.0, -0.5, -1.0)}
 _SETTINGS = [
     CycleSettings(keep=keep, visits=visits, least=least)
-    for keep in _KEEPS
+    for keep in _KEEPS["square"]
     for visits, least in ((1, 1.0), (2, 1.0), (2, 0.5), (2, 0.3))
 ]
 _DIRECTIONS = (False, True, None)  # along the first coordinate, against it, as the body does: by the matrix
@@ -35,29 +38,31 @@ _BOUND = 0.8
 
 def measure(study: Study, quick: bool) -> None:
     """Measure the room that is left for learning. Collective: one rank only."""
-    for name in _FAMILIES:
-        share = _operators(study, name, (8,) if quick else (32, 64), quick)
+    for kind in _KINDS:
+        _operators(study, "cube", kind, {4: 1} if quick else _SYSTEMS["cube"], quick)
+        share = _operators(study, "square", kind, {8: 1} if quick else _SYSTEMS["square"], quick)
         for size in (32,) if quick else (256, 512):
-            _totals(study, name, size, 1 if quick else 10 if size == 256 else 3, share)
+            _totals(study, f"square, {kind}", size, 1 if quick else 10 if size == 256 else 3, share)
 
 
 # --- the operators ----------------------------------------------------------------------------------------------------
 
 
-def _operators(study: Study, name: str, sizes: tuple[int, ...], quick: bool) -> float:
+def _operators(study: Study, domain: str, kind: str, systems: Mapping[int, int], quick: bool) -> float:
     """Return the share of the better constant's iterations that the best operators of each matrix need, in the mean."""
-    seed, number, steps = study.settings.seed, 1 if quick else 10, (5, 5) if quick else (60, 150)
+    name, keeps, least = f"{domain}, {kind}", _KEEPS[domain], min(systems)
+    seed, steps = study.settings.seed, (5, 5) if quick else (60, 150)
     say(study.comm, f"  {name}: class constants of two levels")
-    training = {keep: _systems(study, name, sizes[0], number, seed + _TRAINING, keep) for keep in _KEEPS}
+    training = {keep: _systems(study, name, least, systems[least], seed + _TRAINING, keep) for keep in keeps}
     means = {keep: statistics.mean(iterations(s, s.values) for s in found) for keep, found in training.items()}
     keep = min(means, key=lambda one: means[one])
     numbers = np.unique(training[keep][0].group[training[keep][0].group >= 0])
     maps = [nodes @ shared(groups, numbers) for nodes, groups in map(of_nodes, training[keep])]
     constant, _ = descend(training[keep], maps, np.zeros(numbers.size), steps[0], _RATE)
     found: list[tuple[float, float, float]] = []
-    for size in sizes:
+    for size, number in systems.items():
         say(study.comm, f"  {name}: best operators of two levels, {size} cells along a side")
-        test = [_systems(study, name, size, number if size == sizes[0] else 3, seed, k) for k in (_KEEPS[0], keep)]
+        test = [_systems(study, name, size, number, seed, k) for k in (keeps[0], keep)]
         for sample, (plain, one) in enumerate(zip(*test, strict=True)):
             began = time.process_time()
             nodes, groups = of_nodes(one)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pdeopt.conjugate_directions.grid_cycle import CycleSettings, GridCycle
 from pdeopt.conjugate_directions.grid_kernels import load_kernels
 from pdeopt.conjugate_directions.grid_layout import GridLayout
+from pdeopt.conjugate_directions.grid_network import SmootherNetwork, load_network
 from pdeopt.conjugate_directions.grid_slabs import Slabs
 from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
 
@@ -42,11 +43,13 @@ class GridMultigrid:
         ``float32`` or ``float64``.
     turning
         Whether the directions follow the matrix.
+    weights
+        Of the settings, where none are given.
 
     Raises
     ------
     InputError
-        If the unknowns do not lie on a lattice.
+        If the unknowns do not lie on a lattice, or a file of weights cannot be used.
     PdeoptError
         If the C compiler fails.
 
@@ -62,13 +65,21 @@ class GridMultigrid:
         settings: CycleSettings | None = None,
         dtype: npt.DTypeLike = np.float32,
         turning: bool = True,
+        weights: str = "constant",
     ) -> None:
         self._kernels = load_kernels(matrix.getComm().tompi4py(), dtype)
         self._coordinates, self._turning = coordinates, turning
         self._layouts: dict[tuple[bool, ...], GridLayout] = {}  # of the directions that were wanted so far
         self.layout = self._layout(matrix, (True, True))
-        self.settings = settings or CycleSettings.of(len(self.layout.shape))
+        self.settings = settings or CycleSettings.of(len(self.layout.shape), weights)
+        self._network: SmootherNetwork | None = None
+        self._loaded = "constant"  # whose weights the network has
         self._take_values(matrix)
+
+    @property
+    def safe(self) -> bool:
+        """Whether the cycle is positive definite for every positive definite matrix."""
+        return self._network is None and self.settings.keep == 1.0
 
     def _layout(self, matrix: PETSc.Mat, mirrored: tuple[bool, ...]) -> GridLayout:
         if mirrored not in self._layouts:
@@ -83,9 +94,12 @@ class GridMultigrid:
                 pairs = itertools.zip_longest(self.layout.mirrored, turns, fillvalue=False)
                 self.layout = self._layout(matrix, tuple(before != turn for before, turn in pairs))
                 lattice, stencils, sums = self.layout.stencils(matrix)
-        layout = self.layout
+        layout, settings = self.layout, self.settings
+        if settings.weights != self._loaded:
+            self._network = load_network(layout.comm, settings.weights, len(layout.shape))
+            self._loaded = settings.weights
         slabs = Slabs(layout.comm, layout.starts)
-        self.cycle = GridCycle(lattice, stencils, sums, slabs, layout.depth, self.settings)
+        self.cycle = GridCycle(lattice, stencils, sums, slabs, layout.depth, settings, self._network)
 
     def _wanted_turns(self, lattice: Lattice, stencils: Array) -> tuple[bool, ...]:
         """Return which directions but the slowest to turn, that strong couplings be along rising diagonals."""
@@ -130,6 +144,7 @@ class GridMultigrid:
             "lattice": " x ".join(str(count) for count in layout.shape[::-1]),
             "slabs": len(layout.starts) - 1,
             "precision": np.dtype(layout.lattice.kernels.dtype).name,
+            "smoother": f"incomplete factors, keep {self._network or self.settings.keep}",
         }
 
     def view(self, viewer: PETSc.Viewer) -> None:

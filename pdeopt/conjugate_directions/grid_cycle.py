@@ -8,6 +8,7 @@ from mpi4py import MPI
 import numpy as np
 
 from pdeopt.conjugate_directions.grid_coarsening import coarsen
+from pdeopt.conjugate_directions.grid_network import SmootherNetwork
 from pdeopt.conjugate_directions.grid_slabs import Slabs
 from pdeopt.conjugate_directions.grid_smoother import Factors
 from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
@@ -26,7 +27,12 @@ class CycleSettings:
         The incomplete factors drop couplings that leave the pattern of the matrix, and add moduli to the diagonal
         instead: of those of one sign all, as smooth errors do not feel it, of the others this share. With 1 the cycle
         is positive definite for every positive definite matrix; less is often faster, above all in 3D. Without positive
-        couplings even 0 is safe, as the splitting is regular then.
+        couplings even 0 is safe, as the splitting is regular then. Negative shares go towards the factors that preserve
+        row sums, -1 (Gustafsson, BIT 18, 1978): the fastest on anisotropy, and on other matrices indefinite.
+    weights
+        ``constant``: the share is ``keep`` everywhere. ``learned``: a network predicts it from the stencil of each
+        point, on each level, with the weights that come with the package for lattices of so many dimensions; where none
+        do, it is constant. Otherwise the path of a file of weights.
     visits
         How often a level corrects from the next one, at a time. 1 gives the V-cycle.
     least
@@ -39,13 +45,14 @@ class CycleSettings:
     """
 
     keep: float = 1.0
+    weights: str = "constant"
     visits: int = 2
     least: float = 0.5
     coarsest: int = 100
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.keep <= 1.0:
-            raise InputError(f"keep = {self.keep} of the grid's cycle: take a share between 0 and 1")
+        if not -1.0 <= self.keep <= 1.0:
+            raise InputError(f"keep = {self.keep} of the grid's cycle: take a share between -1 and 1")
         if self.visits < 1:
             raise InputError(f"visits = {self.visits} of the grid's cycle: take at least 1")
         if not 0.0 < self.least <= 1.0:
@@ -54,9 +61,9 @@ class CycleSettings:
             raise InputError(f"coarsest = {self.coarsest} of the grid's cycle: take at least 8 points")
 
     @classmethod
-    def of(cls, dimension: int) -> "CycleSettings":
+    def of(cls, dimension: int, weights: str = "constant") -> "CycleSettings":
         """Return the best constants in the plane or in space. Collective: no."""
-        return cls() if dimension == 2 else cls(keep=0.0, visits=1)
+        return cls(weights=weights) if dimension == 2 else cls(keep=0.0, weights=weights, visits=1)
 
     def lengths(self) -> Array:
         """Return the lengths of the steps of the visits, shape (visits,)."""
@@ -69,11 +76,19 @@ class CycleSettings:
 class _Level:
     """A lattice, its operators, and arrays to work in: ``right``, ``solution`` and ``rest`` of a linear system."""
 
-    def __init__(self, lattice: Lattice, stencils: Array, sums: Array, slabs: Slabs, settings: CycleSettings) -> None:
+    def __init__(
+        self,
+        lattice: Lattice,
+        stencils: Array,
+        sums: Array,
+        slabs: Slabs,
+        settings: CycleSettings,
+        network: SmootherNetwork | None,
+    ) -> None:
         self.lattice, self.slabs, kernels = lattice, slabs, lattice.kernels
         self._kernels = kernels
         self.right, self.solution, self.rest = lattice.values(), lattice.values(), lattice.values()
-        self._factors = Factors(lattice, stencils, slabs, settings.keep)
+        self._factors = Factors(lattice, stencils, slabs, network or settings.keep)
         self._stencils, self._sums = stencils, sums
         self._half_way, self._step = lattice.values(), lattice.values()
         self.coarse, self._weights, self.coarse_stencils = coarsen(lattice, stencils, slabs)
@@ -157,6 +172,8 @@ class GridCycle:
         How often the slabs can be halved.
     settings
         Constants of the cycle, by default those of `CycleSettings.of`.
+    network
+        What predicts the shares that are kept, instead of the constant.
 
     Attributes
     ----------
@@ -174,12 +191,13 @@ class GridCycle:
         slabs: Slabs,
         depth: int,
         settings: CycleSettings | None = None,
+        network: SmootherNetwork | None = None,
     ) -> None:
         settings = settings or CycleSettings.of(len(lattice.shape))
         self._levels: list[_Level] = []
         slabs.exchange(stencils, axis=1)
         while slabs.whole(lattice).points > settings.coarsest and (depth > 0 or not slabs.cut):
-            level = _Level(lattice, stencils, sums, slabs, settings)
+            level = _Level(lattice, stencils, sums, slabs, settings, network)
             self._levels.append(level)
             lattice, stencils, sums = level.coarse, level.coarse_stencils, level.coarse_sums()
             slabs, depth = slabs.halved(), depth - 1
@@ -192,7 +210,7 @@ class GridCycle:
         if slabs.cut:
             alone = Slabs(MPI.COMM_SELF, slabs.starts[[0, -1]])
             gathered = slabs.gather(stencils, axis=1), slabs.gather(sums)
-            self._whole = GridCycle(slabs.whole(lattice), *gathered, alone, 0, settings)
+            self._whole = GridCycle(slabs.whole(lattice), *gathered, alone, 0, settings, network)
             return
         self._inverse = kernels.pointer(np.ascontiguousarray(_invert(lattice, stencils, sums), dtype=kernels.dtype))
         last = {"lattice": lattice.c, "right": kernels.pointer(right), "solution": kernels.pointer(solution)}

@@ -7,7 +7,7 @@
    follow each other in memory. Transfer stencils are whole: array k of 9 or 27 holds at the coarse point C the weight
    with which the fine point 2 C + o_k takes its value. */
 
-#include <math.h>
+#include <tgmath.h>
 #include <string.h>
 
 /* Bit h of `used` says whether array h of the stencils and of their factors has entries; hz is 0 in 2D and 1 in 3D. */
@@ -180,10 +180,11 @@ void hand_on(Lattice g, const REAL *U, const REAL *restrict y, REAL *restrict ou
 static REAL lumped(REAL product, REAL keep) { return product > 0 ? keep * product : -product; }
 
 /* Incomplete factors M = (D + L) D^-1 (D + L^T) of A, with another diagonal, on A's own pattern. Of each coupling that
-   would leave the pattern something goes to the two diagonal entries, see `lumped`: with keep = 1 its modulus, so that
-   the factors exist for every positive definite A (Ajiz and Jennings 1984), and M - A is positive semidefinite. U may be
-   A where elimination changes no coupling of the pattern. Returns how many pivots had to be replaced. */
-long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
+   would leave the pattern something goes to the two diagonal entries, see `lumped`, as the eliminated point's `keep`
+   says: with 1 its modulus, so that the factors exist for every positive definite A (Ajiz and Jennings 1984), and M - A
+   is positive semidefinite. U may be A where elimination changes no coupling of the pattern. Returns how many pivots had
+   to be replaced. */
+long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, const REAL *keep, REAL *U,
                REAL *inverse)
 {
     const long n = array_size(g);
@@ -222,14 +223,15 @@ long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagon
                 if (a > 1) {
                     const REAL *restrict u = U + a * n + p - s[a], *restrict v = U + b * n + p - s[a];
                     const REAL *restrict w = inverse + p - s[a];
+                    const REAL *restrict kept = keep + p - s[a];
                     REAL *restrict out = h < 0 ? taken : U + h * n + p;
                     if (h >= 0) for (int i = 0; i < nx; ++i) out[i] -= u[i] * v[i] * w[i];
-                    else for (int i = 0; i < nx; ++i) out[i] += lumped(u[i] * v[i], keep) * w[i];
+                    else for (int i = 0; i < nx; ++i) out[i] += lumped(u[i] * v[i], kept[i]) * w[i];
                 }
                 if (h < 0) {
                     const REAL *restrict u = U + a * n + p - s[b], *restrict v = U + b * n + p - s[b];
-                    const REAL *restrict w = inverse + p - s[b];
-                    for (int i = 0; i < nx; ++i) taken[i] += lumped(u[i] * v[i], keep) * w[i];
+                    const REAL *restrict w = inverse + p - s[b], *restrict kept = keep + p - s[b];
+                    for (int i = 0; i < nx; ++i) taken[i] += lumped(u[i] * v[i], kept[i]) * w[i];
                 }
             }
             for (int i = 0; i < nx; ++i) pivot[i] += taken[i];
@@ -241,7 +243,7 @@ long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagon
                     pivot[i] -= u * share;
                     for (int t = 0; t < total && pairs[t][0] == 1; ++t) {
                         const REAL fill = share * U[pairs[t][1] * n + p + i - 1];
-                        if (pairs[t][2] < 0) dropped += lumped(fill, keep);
+                        if (pairs[t][2] < 0) dropped += lumped(fill, keep[p + i - 1]);
                         else U[pairs[t][2] * n + p + i] -= fill;
                     }
                     pivot[i] += dropped;
@@ -251,6 +253,49 @@ long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagon
             }
         }
     return replaced;
+}
+
+/* keep(p) = tanh(c + sum_u v_u max(0, b_u + sum_k W_uk f_k(p))), a network of one hidden layer with weights W of shape
+   (units, inputs): its inputs f(p) are the couplings of p with p + o_1, p + o_2, ... and then with p - o_1, ..., over
+   the diagonal entry where that is positive, else zero. Points and units are taken in blocks that fit into registers;
+   the number of units is a multiple of UNITS. */
+#define POINTS (64 / (int)sizeof(REAL))
+#define UNITS 8
+typedef REAL Block __attribute__((vector_size(64)));
+typedef __typeof__((Block){0} > (Block){0}) Mask;
+void predict(Lattice g, int units, const REAL *A, const REAL *W, const REAL *b, const REAL *v, REAL c, REAL *keep)
+{
+    const long n = array_size(g);
+    int o[14][3], number[26], inputs = 0;
+    const int count = half_offsets(g, o), all = 2 * (count - 1);
+    long from[26];
+    for (int k = 0; k < all; ++k) {
+        const int h = k % (count - 1) + 1;
+        if (!is_used(g, h)) continue;
+        number[inputs] = k;
+        from[inputs++] = h * n - (k < count - 1 ? 0 : shift(g, o[h]));
+    }
+    for (int k = 0; k < g.nz; ++k)
+        for (int j = 0; j < g.ny; ++j)
+            for (int first = 0; first < g.nx; first += POINTS) {
+                const long p = place(g, k, j, first);
+                const int points = g.nx - first < POINTS ? g.nx - first : POINTS;
+                Block scale = {0}, f[26], total = (Block){0} + c;
+                for (int i = 0; i < points; ++i) scale[i] = A[p + i] > 0 ? 1 / A[p + i] : 0;
+                for (int e = 0; e < inputs; ++e) {
+                    f[e] = (Block){0};
+                    memcpy(f + e, A + from[e] + p, points * sizeof(REAL));
+                    f[e] *= scale;
+                }
+                for (int u = 0; u < units; u += UNITS) {
+                    Block sum[UNITS];
+                    for (int t = 0; t < UNITS; ++t) sum[t] = (Block){0} + b[u + t];
+                    for (int e = 0; e < inputs; ++e)
+                        for (int t = 0; t < UNITS; ++t) sum[t] += f[e] * W[(u + t) * all + number[e]];
+                    for (int t = 0; t < UNITS; ++t) total += v[u + t] * (Block)((Mask)sum[t] & (sum[t] > 0));
+                }
+                for (int i = 0; i < points; ++i) keep[p + i] = tanh(total[i]);
+            }
 }
 
 /* Where the point with the fine offset f from the fine image of a coarse point lies among points sorted by parity: those

@@ -22,8 +22,10 @@ void forward(Lattice g, int first, int last, const REAL *U, const REAL *inverse,
 void backward(Lattice g, int first, int last, const REAL *U, const REAL *inverse, const REAL *y, REAL *z,
               REAL *x);
 void hand_on(Lattice g, const REAL *U, const REAL *y, REAL *out);
-long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, REAL keep, REAL *U,
+long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagonal, const REAL *keep, REAL *U,
                REAL *inverse);
+void predict(Lattice g, int units, const REAL *A, const REAL *W, const REAL *b, const REAL *v, REAL c,
+             REAL *keep);
 void sort_by_parity(Lattice g, Lattice coarse, const REAL *A, REAL *sorted);
 void weigh(Lattice g, Lattice coarse, const REAL *sorted, REAL *W);
 void project(Lattice g, Lattice coarse, const REAL *sorted, const REAL *W, REAL *Ac);

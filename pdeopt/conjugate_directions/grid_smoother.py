@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from pdeopt.conjugate_directions.grid_network import SmootherNetwork
 from pdeopt.conjugate_directions.grid_slabs import Slabs
 from pdeopt.conjugate_directions.grid_stencils import Array, Lattice
 
@@ -32,7 +33,8 @@ class Factors:
     slabs
         How the lattice is cut.
     keep
-        Share of the dropped couplings, of those that smooth vectors feel, that goes to the diagonal; 1 is safe.
+        Share of the dropped couplings, of those that smooth vectors feel, that goes to the diagonal, between -1 and 1;
+        1 is safe. A network predicts it for each point.
     chain
         Ranks in a group, at most.
 
@@ -44,7 +46,10 @@ class Factors:
     Collective: yes.
     """
 
-    def __init__(self, lattice: Lattice, stencils: Array, slabs: Slabs, keep: float, chain: int = _CHAIN) -> None:
+    def __init__(
+        self, lattice: Lattice, stencils: Array, slabs: Slabs, keep: float | SmootherNetwork, chain: int = _CHAIN
+    ) -> None:
+        given = lattice
         if len(lattice.shape) == 2:
             lattice = dataclasses.replace(lattice, used=(1 << len(lattice.halves)) - 1)
         self._lattice, self._kernels, self._comm = lattice, lattice.kernels, slabs.comm
@@ -55,20 +60,23 @@ class Factors:
         # In place where nothing changes but the diagonal: half the memory to read.
         self.values = stencils if not slabs.cut and self._along_axes() else np.zeros_like(stencils)
         if not slabs.cut:
-            self._factorise(stencils, stencils[0], keep, 0, layers)
+            self._keep = _shares(given, stencils, keep)
+            self._factorise(stencils, stencils[0], 0, layers)
             return
-        oriented = self._oriented(stencils)
+        oriented = self._turned(stencils) if self._down else stencils.copy()
+        self._keep = _shares(given, oriented, keep)
+        self._forget_later(oriented)
         diagonal = self._sever(stencils)
         if self._down:
             diagonal = _flipped(diagonal)
         if self._begin is not None:
             self._add(self._receive(self._begin, oriented), oriented, diagonal, self._first)
-        self._factorise(oriented, diagonal, keep, 0, layers - 1)
+        self._factorise(oriented, diagonal, 0, layers - 1)
         if self._end is not None:
             self._add(self._receive(self._end, oriented), oriented, diagonal, self._last)
-        self._factorise(oriented, diagonal, keep, layers - 1, layers)
+        self._factorise(oriented, diagonal, layers - 1, layers)
         if self._later is not None:
-            fill = self._fill(oriented, keep)
+            fill = self._fill(oriented)
             self._comm.Send(self._turned(fill) if self._down else fill, self._later)
 
     def _find_neighbours(self, chain: int) -> None:
@@ -97,13 +105,11 @@ class Factors:
             turned[h] = np.roll(_flipped(values), [-o for o in self._lattice.halves[h][-values.ndim :]], axes)
         return turned
 
-    def _oriented(self, stencils: Array) -> Array:
-        """Return a copy that holds couplings with the layers that come later, without those that nobody asks for."""
-        oriented = self._turned(stencils) if self._down else stencils.copy()
+    def _forget_later(self, oriented: Array) -> None:
+        """Remove couplings with the layers behind the last one if nobody asks for them."""
         for h, offset in enumerate(self._lattice.halves):
             if offset[0] and self._later is None:
                 oriented[h, self._last] = 0.0
-        return oriented
 
     def _sever(self, stencils: Array) -> Array:
         """Return the diagonal plus the moduli of the severed couplings: what is inverted stays above the matrix."""
@@ -115,11 +121,11 @@ class Factors:
                 diagonal[1] += np.abs(_moved(values[0], offset))
         return diagonal
 
-    def _fill(self, oriented: Array, keep: float) -> Array:
+    def _fill(self, oriented: Array) -> Array:
         """Return what eliminating the last layer does to the stencils within the layer behind it."""
         halves = self._lattice.halves
         fill = np.zeros((self._within(), *oriented.shape[2:]), oriented.dtype)
-        last, inverse = self.values[:, self._last], self.inverse[self._last]
+        last, inverse, keep = self.values[:, self._last], self.inverse[self._last], self._keep[self._last]
         numbers = [h for h in range(1, len(halves)) if self._lattice.used >> h & 1]
         for b in (h for h in numbers if halves[h][0]):
             fill[0] -= _moved(last[b] ** 2 * inverse, halves[b])
@@ -151,10 +157,10 @@ class Factors:
         oriented[1 : len(fill), layer] += fill[1:]
         diagonal[layer] += fill[0]
 
-    def _factorise(self, stencils: Array, diagonal: Array, keep: float, first: int, last: int) -> None:
-        pointers = map(self._kernels.pointer, (stencils, diagonal))
+    def _factorise(self, stencils: Array, diagonal: Array, first: int, last: int) -> None:
+        pointers = map(self._kernels.pointer, (stencils, diagonal, self._keep))
         factors = map(self._kernels.pointer, (self.values, self.inverse))
-        self._kernels.library.factorise(self._lattice.c, first, last, *pointers, keep, *factors)
+        self._kernels.library.factorise(self._lattice.c, first, last, *pointers, *factors)
 
     def solve(self, right: Array, half_way: Array, answer: Array, total: Array | None = None) -> None:
         """Set the answer to M^-1 times a vector, and add it to a total. Collective: yes.
@@ -210,6 +216,13 @@ class Factors:
         pointers = [self._kernels.null if array is None else self._kernels.pointer(array) for array in arrays]
         factors = map(self._kernels.pointer, (self.values, self.inverse))
         getattr(self._kernels.library, name)(self._lattice.c, first, last, *factors, *pointers)
+
+
+def _shares(lattice: Lattice, oriented: Array, keep: float | SmootherNetwork) -> Array:
+    """Return what each point keeps when it is eliminated."""
+    if isinstance(keep, SmootherNetwork):
+        return keep.predict(lattice, oriented)
+    return np.full(lattice.padded, keep, lattice.kernels.dtype)
 
 
 def _moved(layer: Array, offset: tuple[int, ...]) -> Array:

@@ -15,6 +15,8 @@ from pdeopt.conjugate_directions.algebraic_body import AlgebraicMultigrid
 from pdeopt.conjugate_directions.body import Body
 from pdeopt.conjugate_directions.factor_body import Factors
 from pdeopt.conjugate_directions.grid_body import GridMultigrid
+from pdeopt.conjugate_directions.grid_cycle import CycleSettings
+from pdeopt.conjugate_directions.grid_network import WeightsError
 from pdeopt.conjugate_directions.matrix_check import check_matrix
 from pdeopt.fem.forms import log_event
 from pdeopt.fem.settings import check_choice, read_settings
@@ -23,6 +25,14 @@ from pdeopt.report import KSP_ADVICE, InputError, PdeoptError, SolveReport
 __all__ = ["MultigridSettings", "NeuralMultigrid"]
 
 _LOGGER = logging.getLogger(__name__)
+_Reason = PETSc.KSP.ConvergedReason
+# What a cycle that is not safe for every matrix may be to blame for.
+_UNFIT = {
+    int(_Reason.DIVERGED_INDEFINITE_PC): "indefinite cycle",
+    int(_Reason.DIVERGED_BREAKDOWN): "breakdown",
+    int(_Reason.DIVERGED_NANORINF): "NaN or Inf",
+}
+_TRIALS = 2  # failures of the fast cycle after which a pattern keeps the safe one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +46,7 @@ class MultigridSettings:
     """
 
     body: str = "auto"
+    weights: str = "learned"
     strength: str = "auto"
     threshold: float = -1.0
     descents: int = -1
@@ -85,6 +96,12 @@ class NeuralMultigrid:
     the total, and the grid body between nothing (anisotropy) and an eighth (jumps), with the price of the prediction
     (``pdeopt bench linear``).
 
+    The fastest cycle of the grid body may be indefinite, with learned weights for a matrix unlike those of the
+    training. If the Krylov method then ends with DIVERGED_INDEFINITE_PC, DIVERGED_BREAKDOWN or DIVERGED_NANORINF, the
+    cycle is set up with the constants that are safe, and the solve goes on from the iterate that was reached. That is
+    logged at INFO and counted in `report`; new values get the fast cycle again, after a second failure in a pattern the
+    safe one.
+
     New values in the same pattern reuse what depends on the pattern alone: the grid body's lattice and partition.
     The algebraic body makes everything anew, unless it is to keep its interpolations.
     Matrices of other types, unsymmetric ones, and those that are seen to be indefinite or to have NaN are refused: the
@@ -100,6 +117,10 @@ class NeuralMultigrid:
     ``-pc_nmg_coordinates`` : KEY
         Key of petsctools' application context: the scalar DOLFINx function space, or an array of shape (rows, 2 or 3)
         with the places of the owned unknowns, in any unit of length.
+    ``-pc_nmg_weights`` : learned (default), constant or PATH
+        Grid body: weights of the network that predicts from each point's stencil what the smoother keeps of dropped
+        couplings: those that come with the package, where there are any for lattices of so many dimensions, none (all
+        is kept, which is safe for every positive definite matrix), or those of a file.
     ``-pc_nmg_strength`` : auto (default), symmetric or evolution
         Algebraic body: measure of strength, see `pdeopt.conjugate_directions.algebraic_hierarchy.Constants`.
     ``-pc_nmg_threshold`` : -1
@@ -145,6 +166,10 @@ class NeuralMultigrid:
         self._body: Body | None = None
         self._why = ""  # this body
         self._refused: object = None  # sizes of a matrix whose unknowns lie on no lattice
+        self._failures = 0  # of the fast cycle in this pattern
+        self._fallbacks: dict[str, int] = {}  # how often, by reason
+        self._repeating = False
+        self._strict: bool | None = None  # what the script wants of a solve that fails, while it is not told to PETSc
         self._event = PETSc.Log.Event("NeuralMultigrid cycle")
 
     # --- what PETSc calls ---------------------------------------------------------------------------------------------
@@ -180,7 +205,10 @@ class NeuralMultigrid:
             why=self._why,
             reason=2,
             seconds={"set-up" if not kept else "update": time.perf_counter() - began},
-            quantities=self._body.quantities(),
+            quantities={
+                **self._body.quantities(),
+                "fallbacks": "; ".join(f"{count} x {why}" for why, count in self._fallbacks.items()) or "none",
+            },
         )
 
     def apply(self, pc: PETSc.PC, x: PETSc.Vec, y: PETSc.Vec) -> None:
@@ -195,9 +223,21 @@ class NeuralMultigrid:
     # The cycle is symmetric.
     applyTranspose = apply
 
+    def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
+        """Keep PETSc from raising before `postSolve` can stand behind the cycle. Collective: no."""
+        if not self._repeating:  # the set-up is yet to come
+            self._strict = bool(ksp.getErrorIfNotConverged())
+            ksp.setErrorIfNotConverged(False)
+
     def postSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
-        """Say in the report what a diverged solve tells of the matrix. Collective: no."""
+        """Go on with the safe cycle where a fast one failed; report what a failure tells. Collective: yes."""
+        if self._strict is not None:
+            ksp.setErrorIfNotConverged(self._strict)
+            self._strict = None
         reason = int(ksp.getConvergedReason())
+        if reason in _UNFIT and self._fast() and np.isfinite(b.norm()):
+            self._go_on(_UNFIT[reason], pc, ksp, b, x)
+            reason = int(ksp.getConvergedReason())
         if self.report is not None and self._body is not None:
             advice = KSP_ADVICE.get(reason, "") if reason < 0 else ""
             self.report = dataclasses.replace(self.report, advice=advice)
@@ -224,13 +264,39 @@ class NeuralMultigrid:
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    def _fast(self) -> bool:
+        """Whether there is a safer cycle than the present one."""
+        return isinstance(self._body, GridMultigrid) and not self._body.safe
+
+    def _go_on(self, why: str, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
+        """Solve again with the safe cycle, from the iterate that was reached."""
+        self._failures += 1
+        self._fallbacks[why] = self._fallbacks.get(why, 0) + 1
+        _LOGGER.info("NeuralMultigrid: %s: going on with the constants that are safe", why)
+        if not np.isfinite(x.norm()):
+            x.set(0.0)
+        starts_at_x = bool(ksp.getInitialGuessNonzero())
+        ksp.setInitialGuessNonzero(True)
+        self._repeating = True
+        try:
+            self.setUp(pc)
+            ksp.solve(b, x)
+        finally:
+            self._repeating = False
+            ksp.setInitialGuessNonzero(starts_at_x)
+
     def _set_up(self, pc: PETSc.PC) -> bool:
         """Make or update the body; return whether a former one was kept."""
         matrix = pc.getOperators()[1]
         singular = check_matrix(matrix).singular
+        if isinstance(self._body, GridMultigrid):
+            safe = self._repeating or self._failures >= _TRIALS
+            fast = CycleSettings.of(len(self._body.layout.shape), self.settings.weights)
+            self._body.settings = CycleSettings() if safe else fast
         if self._body is not None and self._body.update(matrix):
             return True
         self.reset()
+        self._failures = 0
         prefix = f"{pc.getOptionsPrefix() or ''}pc_nmg_"
         self._body = (
             self._factors(matrix, prefix, singular)
@@ -261,11 +327,11 @@ class NeuralMultigrid:
         if self._refused == matrix.getSizes():
             return None
         try:
-            grid = GridMultigrid(matrix, _places(self.settings.coordinates, matrix))
+            grid = GridMultigrid(matrix, _places(self.settings.coordinates, matrix), weights=self.settings.weights)
             self._why = "the unknowns lie on a lattice, and nearest neighbours are coupled"
             return grid
         except PdeoptError as error:
-            if self.settings.body == "grid":
+            if self.settings.body == "grid" or isinstance(error, WeightsError):
                 raise
             self._why, self._refused = str(error), matrix.getSizes()
             return None

@@ -213,7 +213,12 @@ def check_groups(groups: Indices | None, count: int) -> list[Indices]:
     return [np.flatnonzero(numbers == number) for number in present]
 
 
-def _cosines(gram: Array) -> Array:
+def normalised_gram(gram: Array) -> Array:
+    """Return the products of snapshots of norm one, of which zero ones stay zero. Collective: no."""
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0.0)
-    return np.clip(gram * np.outer(inverse, inverse), -1.0, 1.0)
+    return gram * np.outer(inverse, inverse)
+
+
+def _cosines(gram: Array) -> Array:
+    return np.clip(normalised_gram(gram), -1.0, 1.0)

@@ -140,6 +140,23 @@ def test_the_cycle_is_symmetric_and_between_zero_and_the_inverse(cell):
         assert answer.dot(image) <= vector.dot(answer) * (1.0 + 1e-10)
 
 
+@pytest.mark.parametrize("cell", ["tetrahedron", "hexahedron"])
+@pytest.mark.parametrize("strong", [(1.0, 0.6, -0.3), (1.0, 1.0, 0.1), (0.2, -1.0, 0.9)])
+def test_the_cycle_in_space_is_positive_though_nothing_is_lumped(cell, strong):
+    """All eigenvalues, with couplings of both signs."""
+    problem = Diffusion(cell, (5, 6, 4), strong=strong)
+    body = GridMultigrid(problem.matrix, problem.places, dtype=np.float64)
+    assert body.settings.keep == 0.0
+    vector, answer, found = problem.right.duplicate(), problem.right.duplicate(), []
+    for unit in np.eye(vector.getSize()):
+        vector.array_w[:] = unit
+        body.apply(vector, answer)
+        found.append(answer.array_r.copy())
+    inverse = np.array(found)
+    assert np.abs(inverse - inverse.T).max() < 1e-13 * np.abs(inverse).max()
+    assert np.linalg.eigvalsh(inverse).min() > 0.0
+
+
 @pytest.mark.parametrize(("strong", "most"), [(None, 7), ((1.0, 1.0), 7), ((1.0, 0.0), 7)])
 def test_iterations_do_not_grow_with_the_mesh(strong, most):
     counts = []

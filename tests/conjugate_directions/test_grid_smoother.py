@@ -63,7 +63,7 @@ def inverse(whole, slabs, part, factors):
 
 
 def by_the_book(dense, shape, starts, keep):
-    """Eliminate point after point, from both ends to the middle rank; in 2D the pattern has all neighbours."""
+    """Eliminate points from both ends to the middle rank, on the matrix's pattern, in 2D on that of all neighbours."""
     layers = [list(range(start, end)) for start, end in itertools.pairwise(starts)]
     middle = len(layers) // 2
     number = np.arange(len(dense)).reshape(shape)

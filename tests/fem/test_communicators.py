@@ -34,8 +34,9 @@ def solve(name):
 
 @pytest.mark.parallel([1, 2])
 def test_problems_leave_no_communicators(monkeypatch):
-    # Without the record of meshes in conftest.py, which would keep them, and free what the problems should have freed.
-    monkeypatch.setattr(dolfinx.mesh.Mesh, "__init__", inspect.unwrap(dolfinx.mesh.Mesh.__init__))
+    # Without the record in conftest.py, which would keep what goes, and free what the problems should have freed.
+    for kind in (dolfinx.mesh.Mesh, dolfinx.fem.FunctionSpace):
+        monkeypatch.setattr(kind, "__init__", inspect.unwrap(kind.__init__))
     for name in ("PoissonControl", "SemilinearControl"):
         counts = []
         for _ in range(3):

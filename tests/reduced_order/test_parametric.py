@@ -88,6 +88,32 @@ def test_gain_with_parameters_is_larger_where_they_tell_more():
         predicted_gain(products, CLUSTERS, MODES, parameters=parameters[1:], folds=3)
 
 
+def test_few_snapshots_keep_to_their_fields_where_parameters_say_nothing():
+    stream = np.random.default_rng(6)
+    kept = 0
+    for seed in range(5):
+        products, _ = loads(16, seed)
+        found = cluster_by_parameters(products, stream.standard_normal((16, 3)), 3, MODES)
+        kept += np.array_equal(found.labels, cluster(kernel(products, "aligned"), 3).labels)
+    assert kept == 5
+
+
+def test_trajectories_may_differ_in_length_or_in_the_order_of_their_steps_alone():
+    products, parameters = loads(80, seed=4)
+    order = np.argsort(parameters[:, 0])
+    products, parameters = products[np.ix_(order, order)], parameters[order]
+    lengths = np.tile([3, 5], 10)
+    trajectories = np.repeat(np.arange(20), lengths)
+    means = np.array([parameters[trajectories == number].mean(axis=0) for number in range(20)])
+    found = cluster_by_parameters(products, means, 3, MODES, trajectories=trajectories)
+    assert np.array_equal(found.labels, np.sort(found.labels))
+    # Two steps to and fro: all covariances are the same.
+    reverse = np.array([[0, 1], [1, 0]] * 4).ravel()
+    both = products[np.ix_([0, 79], [0, 79])][np.ix_(reverse, reverse)]
+    found = cluster_by_parameters(both, np.zeros((8, 1)), 2, 1, trajectories=np.repeat(np.arange(8), 2))
+    assert np.array_equal(found.labels, np.arange(8) % 2)
+
+
 @pytest.mark.parallel([1, 2, 3])
 def test_labels_and_errors_reach_all_ranks():
     comm = MPI.COMM_WORLD
