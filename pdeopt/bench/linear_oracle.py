@@ -127,8 +127,8 @@ def _totals(study: Study, name: str, size: int, number: int, share: float) -> No
         "iterations with best operators": share, "best operators over constant": operators / total,
     })  # fmt: skip
     claim = f"{name}, {size}: total with the best {{}} of each matrix over the best constant's"
-    study.target(f"1c {name} {size}", claim.format("operators, price of a network counted,"), operators / total, _BOUND)
-    study.target(f"1d {name} {size}", claim.format("settings"), settings / total, _BOUND)
+    study.target(f"1d {name} {size}", claim.format("operators, price of a network counted,"), operators / total, _BOUND)
+    study.target(f"1e {name} {size}", claim.format("settings"), settings / total, _BOUND)
 
 
 def _price(size: int) -> float:

@@ -91,9 +91,11 @@ class NeuralMultigrid:
         for a node's unknowns at once (`BlockCycle`). The constants (measure of strength, threshold, steps) follow from
         the class of the matrix: several unknowns a node, anisotropic, or the rest. It needs the extra ``multigrid``.
 
-    No network chooses the operators: with those found for each matrix by gradient descent, the best that any network
-    could predict, the algebraic body saved no iteration on jumps and a quarter of them on anisotropy, about a tenth of
-    the total, and the grid body between nothing (anisotropy) and an eighth (jumps), with the price of the prediction
+    On lattices in space a small network predicts at each point of each level what the smoother does with the couplings
+    that it drops (`pdeopt.conjugate_directions.training`). Nothing else is predicted. With operators found for each
+    matrix by gradient descent, the best that any network could do, the interpolation had nothing to gain in space; the
+    algebraic body saved no iteration on jumps and a quarter of them on anisotropy, about a tenth of the total; and in
+    the plane the grid body saved between nothing (anisotropy) and an eighth (jumps), with the price of the prediction
     (``pdeopt bench linear``).
 
     The fastest cycle of the grid body may be indefinite, with learned weights for a matrix unlike those of the

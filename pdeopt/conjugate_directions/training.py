@@ -31,7 +31,7 @@ __all__ = ["learned_shares", "smoother_weights", "train", "train_smoother", "two
 
 _DIMENSIONS = (3,)  # in the plane constants need as few iterations
 _SYSTEMS = 480
-_RATE, _EPOCHS, _BATCH = 1e-2, 8, 8
+_RATE, _EPOCHS, _BATCH = 2e-2, 12, 8
 _CONSTANTS = (1.0, 0.5, 0.0, -0.25, -0.5, -0.75)  # swept for the model card
 
 

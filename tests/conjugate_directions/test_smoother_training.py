@@ -51,7 +51,7 @@ def test_cycle_agrees_with_an_independent_one(family: str, cells: int, keep: flo
 
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_remainder_of_the_derivative_is_of_second_order(dimension: int) -> None:
-    levels, systems = two_levels(dimension), SystemSource(dimension, 1).draw(1)
+    levels, systems = two_levels(dimension), SystemSource(dimension, 0).draw(5)[4:]  # errors stay above rounding
     generator = torch.Generator().manual_seed(0)
     keep = 0.5 + 0.3 * torch.rand(1, len(levels.inner), generator=generator, dtype=torch.float64)
     direction = torch.randn(keep.shape, generator=generator, dtype=torch.float64)
