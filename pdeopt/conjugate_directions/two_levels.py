@@ -239,9 +239,8 @@ class _Smooth(torch.autograd.Function):
         ctx: Any, upper: torch.Tensor, inverse: torch.Tensor, r: torch.Tensor, levels: TwoLevels, used: int
     ) -> torch.Tensor:
         factors = upper.detach().contiguous(), inverse.detach().contiguous()
-        half, x = map(
-            torch.from_numpy, levels.solve(used, *(f.numpy() for f in factors), r.detach().contiguous().numpy())
-        )
+        solved = levels.solve(used, factors[0].numpy(), factors[1].numpy(), r.detach().contiguous().numpy())
+        half, x = map(torch.from_numpy, solved)
         ctx.save_for_backward(*factors, half, x)
         ctx.levels, ctx.used = levels, used
         return x
@@ -255,9 +254,9 @@ class _Smooth(torch.autograd.Function):
         inner = levels.inner
         of_upper, of_inverse = torch.zeros_like(upper), torch.zeros_like(inverse)
         for h, shift in enumerate(levels.shifts[1:].tolist(), start=1):
-            there = inner + shift
             if not ctx.used >> h & 1:
                 continue
+            there = inner + shift
             of_upper[h, inner] = -(y[:, there] * half[:, inner] + x[:, there] * half_slope[:, inner]).sum(0)
         of_pivots = -(y * half - half_slope * half + half_slope * x).sum(0)
         of_inverse[inner] = -of_pivots[inner] / inverse[inner] ** 2
