@@ -23,7 +23,7 @@ from pdeopt.conjugate_directions import CycleSettings, GridMultigrid
 
 _KINDS = ("constant", "lognormal", "checker", "anisotropy")
 _FROM = {"square": 512, "cube": 48}  # cells along a side from which on the bound holds
-_SYSTEMS = {512: 2, 48: 2}  # of other sizes there is one
+_SYSTEMS = {512: 3, 48: 5, 64: 2}  # of other sizes there is one
 _BEST = 5  # of the constants of a group: the others are slower
 # Before a sweep has found the constants of a group.
 _RIVALS = (
