@@ -1,6 +1,7 @@
 """The learned smoother's training: two-level cycles in torch beside independent ones, derivatives, files."""
 
 import hashlib
+import pathlib
 
 from mpi4py import MPI
 
@@ -76,6 +77,20 @@ def test_training_lowers_the_loss_on_systems_that_it_has_not_seen(tmp_path) -> N
     assert {name: value.shape for name, value in load_file(path).items()} == {
         "first.weight": (16, 8), "first.bias": (16,), "second.weight": (1, 16), "second.bias": (1,),
     }  # fmt: skip
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_ranks_share_the_training(tmp_path) -> None:
+    settings = TrainerSettings(learning_rate=1e-2, epochs=2, batch_size=6, progress=False)
+    own, common = tmp_path / "own.safetensors", pathlib.Path(MPI.COMM_WORLD.bcast(str(tmp_path / "common.safetensors")))
+
+    train_smoother(2, own, settings, systems=6, comm=MPI.COMM_SELF)
+    train_smoother(2, common, settings, systems=6)
+
+    MPI.COMM_WORLD.barrier()
+    alone, shared = load_file(own), load_file(common)
+    for name in alone:
+        np.testing.assert_allclose(shared[name], alone[name], rtol=1e-4, atol=1e-5)
 
 
 def test_training_and_held_out_systems_do_not_overlap() -> None:
