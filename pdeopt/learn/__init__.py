@@ -1,7 +1,6 @@
 """What learned solvers share: finite elements inside torch, conservation, training, weights."""
 
-import importlib
-from typing import Any
+from pdeopt._lazy import lazy_names
 
 # Public name -> the module that defines it, loaded when the name is first used; all of them need torch.
 _PUBLIC_NAMES = {
@@ -18,12 +17,4 @@ _PUBLIC_NAMES = {
 
 __all__ = list(_PUBLIC_NAMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC_NAMES:
-        return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
-    raise AttributeError(f"module 'pdeopt.learn' has no attribute {name!r}; it offers {', '.join(_PUBLIC_NAMES)}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC_NAMES})
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC_NAMES)

@@ -1,7 +1,6 @@
 """AdaSketch-Newton: optimisation with equality constraints and bounds, in full or reduced space, as a TAO type."""
 
-import importlib
-from typing import Any
+from pdeopt._lazy import lazy_names
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
@@ -19,12 +18,4 @@ _PUBLIC_NAMES = {
 
 __all__ = list(_PUBLIC_NAMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC_NAMES:
-        return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
-    raise AttributeError(f"module 'pdeopt.optimise' has no attribute {name!r}; it offers {', '.join(_PUBLIC_NAMES)}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC_NAMES})
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC_NAMES)

@@ -1,7 +1,6 @@
 """Reduced-order models: bases from snapshots, hyper-reduction, error indicators that enrich, certified answers."""
 
-import importlib
-from typing import Any
+from pdeopt._lazy import lazy_names
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _PUBLIC_NAMES = {
@@ -66,14 +65,4 @@ _PUBLIC_NAMES = {
 
 __all__ = list(_PUBLIC_NAMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC_NAMES:
-        return getattr(importlib.import_module(_PUBLIC_NAMES[name]), name)
-    raise AttributeError(
-        f"module 'pdeopt.reduced_order' has no attribute {name!r}; it offers {', '.join(_PUBLIC_NAMES)}"
-    )
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC_NAMES})
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC_NAMES)
