@@ -47,7 +47,7 @@ PDEOPT_PREFIXES = ("kkt_", "state_", "adjoint_", "reduced_", "pdeopt_")
 
 _stderr_key = pytest.StashKey[int]()
 _tests = 0  # that this process has run
-_made: list[Any] = []  # meshes and spaces of the present test, see `_keep_made`
+_held: list[Any] = []  # one PETSc object for each mesh and space of the present test, see `_hold_communicators`
 
 
 @pytest.hookimpl(trylast=True)
@@ -124,25 +124,30 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> bool | None:
 # --- a clean process before and after each test -----------------------------------------------------------------------
 
 
-def _keep_made() -> None:
-    """Keep meshes and spaces of each test on several ranks until its end, to free what PETSc keeps for them.
+def _hold_communicators() -> None:
+    """Hold PETSc's communicator of each mesh and space on several ranks until the end of the test, to free its garbage.
 
     There PETSc's objects are freed when all ranks have dropped them, not before `PETSc.garbage_cleanup` is called with
-    their communicator. Once its owner is gone they, and one of MPI's 2,000 communicators, stay for ever.
+    their communicator. Afterwards nobody knows it any more: they, and one of MPI's 2,000, would stay for ever. The
+    communicator has to be there on all ranks or on none, whichever of them still has objects on it.
     """
+    from petsc4py import PETSc
+
     import dolfinx
 
     for kind in (dolfinx.mesh.Mesh, dolfinx.fem.FunctionSpace):
 
-        def keep(made: Any, *arguments: Any, init: Any = kind.__init__, **options: Any) -> None:
+        def hold(made: Any, *arguments: Any, init: Any = kind.__init__, **options: Any) -> None:
             init(made, *arguments, **options)
-            _made.append(made)
+            comm = made.comm if isinstance(made, dolfinx.mesh.Mesh) else made.dofmap.index_map.comm
+            if comm.size > 1:
+                _held.append(PETSc.IS().createStride(0, comm=comm))
 
-        kind.__init__ = functools.wraps(kind.__init__)(keep)
+        kind.__init__ = functools.wraps(kind.__init__)(hold)
 
 
 if MPI.COMM_WORLD.size > 1:
-    _keep_made()
+    _hold_communicators()
 
 
 @pytest.fixture(autouse=True)
@@ -165,9 +170,10 @@ def clean_process() -> Iterator[None]:
         # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective. On
         # one rank time counts, and MPI's 2,000 communicators.
         gc.collect()
-        for made in _made:
-            PETSc.garbage_cleanup(made.dofmap.index_map.comm if hasattr(made, "dofmap") else made.comm)
-        _made.clear()
+        for held in _held:
+            PETSc.garbage_cleanup(held.comm)
+            held.destroy()
+        _held.clear()
         PETSc.garbage_cleanup(PETSc.COMM_WORLD)
         MPI.COMM_WORLD.barrier()
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -259,9 +259,12 @@ class ControlProblem:
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
-        self.system.destroy()
         self._free_dropped()
+        self.system.destroy()
 
     def _free_dropped(self) -> None:
-        """Free what Python has dropped on all ranks, which PETSc keeps until asked. Collective: yes."""
+        """Free what Python has dropped on all ranks, which PETSc keeps until asked. Collective: yes.
+
+        Not after `destroy`: PETSc's communicator might be gone on some ranks only, and the others would wait for it.
+        """
         PETSc.garbage_cleanup(self.comm)

@@ -300,10 +300,10 @@ class UnsteadyControlProblem:
 
     def destroy(self) -> None:
         """Free the PETSc objects. Collective: yes."""
+        PETSc.garbage_cleanup(self.comm)  # what Python dropped on several ranks stays until asked for
         self.functional.destroy()
         for product in self._products:
             product.destroy()
-        PETSc.garbage_cleanup(self.comm)  # what Python dropped on several ranks stays until asked for
 
 
 def _split(

@@ -34,7 +34,7 @@ def solve(name):
 
 @pytest.mark.parallel([1, 2])
 def test_problems_leave_no_communicators(monkeypatch):
-    # Without the record in conftest.py, which would keep what goes, and free what the problems should have freed.
+    # Without conftest.py's hold on communicators, which would keep them, and free what the problems should have freed.
     for kind in (dolfinx.mesh.Mesh, dolfinx.fem.FunctionSpace):
         monkeypatch.setattr(kind, "__init__", inspect.unwrap(kind.__init__))
     for name in ("PoissonControl", "SemilinearControl"):
