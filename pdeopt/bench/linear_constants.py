@@ -120,7 +120,7 @@ _FOUND: Mapping[str, tuple[str, ...]] = {
         "MUMPS: Cholesky",
         "GAMG: threshold 0.05, aggressive 1, unsmoothed",
         "GAMG: threshold 0.05",
-        "Eisenstat: 1.4",
+        "SSOR: 1.4",
         "ICC: 0",
         "PyAMG: aggregation, strength 0.05",
         "ML: SOR 1",
