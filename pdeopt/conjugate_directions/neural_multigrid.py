@@ -46,13 +46,13 @@ class MultigridSettings:
     """
 
     body: str = "auto"
-    weights: str = "learned"
     strength: str = "auto"
     threshold: float = -1.0
     descents: int = -1
     coarse_size: int = 500
-    small: int = 20_000
     reuse_interpolation: bool = False
+    small: int = 20_000
+    weights: str = "learned"
     coordinates: object = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:

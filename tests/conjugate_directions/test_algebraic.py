@@ -20,7 +20,7 @@ CASES = {
     "elasticity": ("bracket, inclusions, elasticity", 1000),
 }
 # Small enough to have three levels here.
-SMALL = MultigridSettings(coarse_size=100)
+SMALL = MultigridSettings(body="algebraic", coarse_size=100)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -126,13 +126,13 @@ def test_iterations_do_not_grow_with_mesh_or_ranks():
 @pytest.mark.parallel([1, 2])
 def test_options_and_view(case, tmp_path):
     options = PETSc.Options()
-    given = {"coarse_size": 50, "strength": "symmetric", "threshold": 0.1, "mg_levels_1_pc_sor_its": 2}
+    given = {"coarse_size": 50, "small": 0, "strength": "symmetric", "threshold": 0.1, "mg_levels_1_pc_sor_its": 2}
     for name, value in given.items():
         options["pdeopt_nmg_test_pc_nmg_" + name] = value
     context = NeuralMultigrid()
     try:
         ksp = solver(case, context)
-        assert context.settings == MultigridSettings("auto", "symmetric", 0.1, -1, 50)
+        assert context.settings == MultigridSettings("auto", "symmetric", 0.1, -1, 50, small=0)
         ksp.setUp()
         path = case.comm.bcast(str(tmp_path / "view.txt"))
         viewer = PETSc.Viewer().createASCII(path, comm=case.comm)

@@ -155,7 +155,7 @@ def test_the_constant_stands_behind_weights_that_fail(strict, make_ksp, tmp_path
     x, rest = problem.right.duplicate(), problem.right.duplicate()
     path = written(tmp_path, Network(3, constant=-0.99999))
     for weights, fallbacks in (("constant", "none"), (path, "2 x indefinite cycle")):
-        context = NeuralMultigrid(MultigridSettings("grid", weights, coordinates=problem.space))
+        context = NeuralMultigrid(MultigridSettings("grid", weights=weights, coordinates=problem.space))
         ksp = make_ksp(problem, context, strict)
         caplog.clear()
         for _ in range(4):
@@ -179,7 +179,7 @@ def test_the_constant_stands_behind_weights_that_fail(strict, make_ksp, tmp_path
 def test_solves_that_fail_otherwise_are_said_to(make_ksp):
     problem = Diffusion("triangle", (24, 20))
     for weights, limit in (("learned", 1e-20), ("nowhere.safetensors", 1e5)):
-        context = NeuralMultigrid(MultigridSettings("grid", weights, coordinates=problem.space))
+        context = NeuralMultigrid(MultigridSettings("grid", weights=weights, coordinates=problem.space))
         ksp, x = make_ksp(problem, context, strict=True), problem.right.duplicate()
         ksp.setTolerances(divtol=limit)
         for _ in range(2):
