@@ -50,7 +50,7 @@ OPTIONAL_PACKAGES = (
     OptionalPackage("torch", "torch", "learned solvers", "pip install 'pdeopt[learn]'", "pytorch"),
     OptionalPackage("pytorch_optimizer", "pytorch_optimizer", "optimisers by name", "pip install 'pdeopt[learn]'",
                     "pytorch_optimizer"),
-    OptionalPackage("safetensors", "safetensors", "files of weights", "pip install 'pdeopt[learn]'", "safetensors"),
+    OptionalPackage("safetensors", "safetensors", "files of weights", "pip install safetensors", "safetensors"),
     OptionalPackage("gmsh", "gmsh", "mesh generation", "pip install gmsh", "python-gmsh"),
     OptionalPackage("meshio", "meshio", "mesh formats", "pip install meshio", "meshio"),
     OptionalPackage("pyvista", "pyvista", "3D pictures", "pip install pyvista", "pyvista"),

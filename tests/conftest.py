@@ -6,7 +6,6 @@ all tests for two ranks run in one launch.
 """
 
 import faulthandler
-import functools
 import gc
 import os
 import pathlib
@@ -15,7 +14,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEST_SECONDS = 300
@@ -27,8 +25,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 os.environ.setdefault("MPIEXEC_TIMEOUT", str(TEST_SECONDS - 20))
 os.environ.setdefault("PYVISTA_OFF_SCREEN", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
-if int(os.environ.get("PMI_SIZE", "1")) > (os.cpu_count() or 1) or "PYTEST_XDIST_WORKER" in os.environ:
-    # Ranks that share a core, or that a test starts beside another test, sleep while they wait: MPICH's would spin.
+if int(os.environ.get("PMI_SIZE", "1")) > (os.cpu_count() or 1):
+    # Ranks that share a core sleep while they wait: MPICH's would spin.
     os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
 from mpi4py import MPI  # noqa: E402
@@ -47,7 +45,6 @@ PDEOPT_PREFIXES = ("kkt_", "state_", "adjoint_", "reduced_", "pdeopt_")
 
 _stderr_key = pytest.StashKey[int]()
 _tests = 0  # that this process has run
-_held: list[Any] = []  # one PETSc object for each mesh and space of the present test, see `_hold_communicators`
 
 
 @pytest.hookimpl(trylast=True)
@@ -124,32 +121,6 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> bool | None:
 # --- a clean process before and after each test -----------------------------------------------------------------------
 
 
-def _hold_communicators() -> None:
-    """Hold PETSc's communicator of each mesh and space on several ranks until the end of the test, to free its garbage.
-
-    There PETSc's objects are freed when all ranks have dropped them, not before `PETSc.garbage_cleanup` is called with
-    their communicator. Afterwards nobody knows it any more: they, and one of MPI's 2,000, would stay for ever. The
-    communicator has to be there on all ranks or on none, whichever of them still has objects on it.
-    """
-    from petsc4py import PETSc
-
-    import dolfinx
-
-    for kind in (dolfinx.mesh.Mesh, dolfinx.fem.FunctionSpace):
-
-        def hold(made: Any, *arguments: Any, init: Any = kind.__init__, **options: Any) -> None:
-            init(made, *arguments, **options)
-            comm = made.comm if isinstance(made, dolfinx.mesh.Mesh) else made.dofmap.index_map.comm
-            if comm.size > 1:
-                _held.append(PETSc.IS().createStride(0, comm=comm))
-
-        kind.__init__ = functools.wraps(kind.__init__)(hold)
-
-
-if MPI.COMM_WORLD.size > 1:
-    _hold_communicators()
-
-
 @pytest.fixture(autouse=True)
 def clean_process() -> Iterator[None]:
     """Restore PETSc's option database, complain about options that pdeopt left, and collect garbage now and then."""
@@ -170,10 +141,6 @@ def clean_process() -> Iterator[None]:
         # The garbage collector runs at another moment on every rank, and destroying PETSc's objects is collective. On
         # one rank time counts, and MPI's 2,000 communicators.
         gc.collect()
-        for held in _held:
-            PETSc.garbage_cleanup(held.comm)
-            held.destroy()
-        _held.clear()
         PETSc.garbage_cleanup(PETSc.COMM_WORLD)
         MPI.COMM_WORLD.barrier()
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -12,6 +12,8 @@ from pdeopt import cli
 from pdeopt._launchers import clean_environment
 from pdeopt.bench import BENCHES, case
 
+pytestmark = pytest.mark.alone
+
 TOY_BENCH = """
 from pdeopt.bench.harness import BenchResult, Target, say
 

@@ -10,6 +10,8 @@ import pytest
 from pdeopt._launchers import clean_environment
 from pdeopt.bench.case import launch_command
 
+pytestmark = pytest.mark.alone
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEMOS = sorted((ROOT / "demos").glob("*.py"))
 PNG = b"\x89PNG\r\n\x1a\n"

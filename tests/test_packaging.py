@@ -19,6 +19,8 @@ from packaging.specifiers import SpecifierSet
 
 import pdeopt
 
+pytestmark = pytest.mark.alone
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "pdeopt").rglob("*.py"))
 
@@ -129,7 +131,6 @@ def test_version_is_the_same_everywhere():
 # --- the import -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 def test_import_is_light():
     code = """
 import sys, time
@@ -312,7 +313,6 @@ def test_bootstrap_says_in_one_line_that_no_compiler_was_found(checkout):
     assert "no C compiler" in one_line(bootstrap(checkout))
 
 
-@pytest.mark.alone
 @pytest.mark.usefixtures("chmod_on_path")
 def test_bootstrap_finds_the_interpreter_behind_a_dead_shim_and_reuses_what_it_made(checkout):
     log = checkout / "pip.log"

@@ -9,6 +9,7 @@ from petsc4py import PETSc
 from pdeopt.conjugate_directions.algebraic_cycle import AlgebraicCycle
 from pdeopt.conjugate_directions.algebraic_hierarchy import LocalRows, build_hierarchy, choose_constants
 from pdeopt.conjugate_directions.block_cycle import BlockCycle, fits
+from pdeopt.report import InputError
 
 __all__ = ["AlgebraicMultigrid"]
 
@@ -55,9 +56,12 @@ class AlgebraicMultigrid:
         chosen = dataclasses.replace(chosen, **constants)
         self._cycle: AlgebraicCycle | BlockCycle
         if fits(matrix):
-            self._cycle = BlockCycle(matrix, chosen, singular)
-        else:
-            self._cycle = AlgebraicCycle(build_hierarchy(matrix, chosen, rows), prefix, singular)
+            try:
+                self._cycle = BlockCycle(matrix, chosen, singular)
+                return
+            except InputError:
+                pass  # PETSc's kernels factorise a large coarsest level, or say what is wrong
+        self._cycle = AlgebraicCycle(build_hierarchy(matrix, chosen, rows), prefix, singular)
 
     def update(self, matrix: PETSc.Mat) -> bool:
         """Take new values of the same matrix where interpolations are kept; return whether they are. Collective: yes.

@@ -29,6 +29,10 @@ _LARGEST = 8  # unknowns a node, as in the kernels
 _LEAST_REDUCTION = 0.8
 _MAX_LEVELS = 20
 _LANCZOS_STEPS = 4
+# Part of the largest eigenvalue up to which one of a singular coarsest matrix is rounding.
+_NULL = 1e-12
+# Unknowns up to which the coarsest matrix is inverted, unless the constants say more.
+_MOST_DENSE = 2000
 _SOURCE = pathlib.Path(__file__).with_name("block_kernels.c")
 _DECLARATIONS = """
 typedef struct {
@@ -197,6 +201,9 @@ class BlockCycle:
             level.m, level.aggregates, level.interpolation = m, count, P
             levels.append(self._level(m, self._galerkin(level)))
             s, near = m, coarse
+        left = levels[-1].nodes * levels[-1].s
+        if left > max(_MOST_DENSE, self._constants.coarse_size):
+            raise InputError(f"the coarsest level has {left} unknowns, too many for an inverse")
         return levels
 
     def _galerkin(self, level: _Level) -> _Blocks:
@@ -251,7 +258,7 @@ class BlockCycle:
         sparse = require_package("scipy.sparse")
         data = last.matrix.values.reshape(-1, last.s, last.s)
         full = sparse.bsr_matrix((data, last.matrix.columns, last.matrix.start)).toarray()
-        dense = np.linalg.pinv(full, hermitian=True) if self._singular else np.linalg.inv(full)
+        dense = np.linalg.pinv(full, rcond=_NULL, hermitian=True) if self._singular else np.linalg.inv(full)
         self._dense = np.ascontiguousarray((dense + dense.T) / 2.0, np.float32)
         described, self._alive = [], []
         for level in self._levels:

@@ -43,8 +43,12 @@ def build(comm: MPI.Comm, source: pathlib.Path, declarations: str, macros: str =
         If the compiler fails.
     """
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "fenics"
-    name = _name(source, declarations, macros)
-    return name, on_root(comm, lambda: _compile(name, source, declarations, macros, folder))
+
+    def make() -> tuple[str, str]:
+        name = _name(source, declarations, macros)
+        return name, _compile(name, source, declarations, macros, folder)
+
+    return on_root(comm, make)
 
 
 @functools.cache

@@ -63,11 +63,14 @@ class Fallback:
         """Go on from the iterate, whose true residual has this norm, until a solver ends it. Collective: yes."""
         began, before = time.perf_counter(), task.iterations
         reason, failed = int(Reason.DIVERGED_BREAKDOWN), []
-        for stage in self._stages(task.P, definite and _symmetric(task, *work)):
-            reason, norm, said = self._correct(task, stage, norm, work[1])
-            if reason > 0 or reason == Reason.DIVERGED_MAX_IT:
+        stages = self._stages(task.P, definite and _symmetric(task, *work))
+        for stage in stages:
+            reason, norm, said = self._correct(task, stage, norm, work[1], stage is stages[-1])
+            if reason > 0:
                 break
             failed.append(said)
+            if reason == Reason.DIVERGED_MAX_IT:
+                break
         if reason > 0:
             self.price = time.perf_counter() - began
         return Rescue(reason, task.iterations - before, norm, "; ".join(failed))
@@ -82,12 +85,12 @@ class Fallback:
         return [dict(DEFINITE), dict(DIRECT)] if definite else [dict(DIRECT)]
 
     def _correct(
-        self, task: Task, stage: dict[str, object], norm: float, correction: PETSc.Vec
+        self, task: Task, stage: dict[str, object], norm: float, correction: PETSc.Vec, last: bool
     ) -> tuple[int, float, str]:
         """Correct the iterate by one classical solver; return reason, norm, and how it ended. Collective: yes."""
         reason, said = 0, ""
         for _ in range(_CORRECTIONS):
-            limit = min(task.left, _LIMIT) if stage["pc_type"] == "gamg" else task.left
+            limit = task.left if last else min(task.left, _LIMIT)
             try:
                 ended, iterations = self._solve(task, stage, norm, correction, limit)
             except PETSc.Error as error:

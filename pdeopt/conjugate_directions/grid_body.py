@@ -149,7 +149,8 @@ class GridMultigrid:
 
     def view(self, viewer: PETSc.Viewer) -> None:
         """Print the constants of the cycle. Collective: yes."""
-        viewer.printfASCII(f"  cycle: {self.settings}\n")
+        predicted = "; keep is predicted at each point" if self._network else ""
+        viewer.printfASCII(f"  cycle: {self.settings}{predicted}\n")
 
     def release(self) -> None:
         """Nothing of PETSc is held. Collective: no."""

@@ -216,7 +216,7 @@ long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagon
             for (int a = 2; a < count; ++a) {
                 if (!is_used(g, a)) continue;
                 const REAL *restrict u = U + a * n + p - s[a], *restrict w = inverse + p - s[a];
-                for (int i = 0; i < nx; ++i) pivot[i] -= u[i] * u[i] * w[i];
+                for (int i = 0; i < nx; ++i) pivot[i] -= u[i] * (u[i] * w[i]);
             }
             for (int t = 0; t < total; ++t) {
                 const int a = pairs[t][0], b = pairs[t][1], h = pairs[t][2];
@@ -225,13 +225,13 @@ long factorise(Lattice g, int first, int last, const REAL *A, const REAL *diagon
                     const REAL *restrict w = inverse + p - s[a];
                     const REAL *restrict kept = keep + p - s[a];
                     REAL *restrict out = h < 0 ? taken : U + h * n + p;
-                    if (h >= 0) for (int i = 0; i < nx; ++i) out[i] -= u[i] * v[i] * w[i];
-                    else for (int i = 0; i < nx; ++i) out[i] += lumped(u[i] * v[i], kept[i]) * w[i];
+                    if (h >= 0) for (int i = 0; i < nx; ++i) out[i] -= u[i] * (v[i] * w[i]);
+                    else for (int i = 0; i < nx; ++i) out[i] += lumped(u[i] * (v[i] * w[i]), kept[i]);
                 }
                 if (h < 0) {
                     const REAL *restrict u = U + a * n + p - s[b], *restrict v = U + b * n + p - s[b];
                     const REAL *restrict w = inverse + p - s[b], *restrict kept = keep + p - s[b];
-                    for (int i = 0; i < nx; ++i) taken[i] += lumped(u[i] * v[i], kept[i]) * w[i];
+                    for (int i = 0; i < nx; ++i) taken[i] += lumped(u[i] * (v[i] * w[i]), kept[i]);
                 }
             }
             for (int i = 0; i < nx; ++i) pivot[i] += taken[i];
@@ -692,7 +692,7 @@ int find_used(Lattice g, const REAL *A, REAL least)
                 const REAL *restrict a = A + h * n + p, *restrict d = A + p, *restrict e = A + p + shift(g, o[h]);
                 /* Not the other way round: NaN is more than rounding. */
                 for (int i = 0; i < g.nx; ++i)
-                    found |= !(FABS(a[i]) <= least * FABS(d[i])) & !(FABS(a[i]) <= least * FABS(e[i]));
+                    found |= !(FABS(a[i]) <= least * FABS(d[i])) | !(FABS(a[i]) <= least * FABS(e[i]));
             }
         used |= found << h;
     }

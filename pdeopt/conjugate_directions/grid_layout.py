@@ -25,6 +25,10 @@ _TOLERANCE = 1e-7
 _EMPTY = 2.0
 # Couplings this many times the unit of rounding, as a share of a diagonal entry, are none.
 _ROUNDING = 10.0
+# Points in the fastest direction, at most: the kernels keep a few rows on the stack.
+_LONGEST = 2**17
+# Points of a lattice that is not cut though there are several ranks, at most: each of them works on the whole.
+_WHOLE = 200_000
 
 
 class GridLayout:
@@ -77,12 +81,20 @@ class GridLayout:
         self.mirrored = mirrored
         first, last = matrix.getOwnershipRange()
         with collective_errors(self.comm):
+            if np.ndim(coordinates) != 2 or np.shape(coordinates)[1] not in (2, 3):
+                raise InputError(f"grid: coordinates of shape {np.shape(coordinates)}: give an array (rows, 2 or 3)")
             if len(coordinates) != last - first:
                 raise InputError(
                     f"grid: {len(coordinates)} coordinates for {last - first} rows; give one place for each owned row"
                 )
         layer, position = self._locate(coordinates)
         self.starts, self.depth = _cut(self.shape[0], self.comm.size)
+        if self.comm.size > 1 and self.depth == 0 and math.prod(self.shape) > _WHOLE:
+            most = max(self.shape[0] // 8, 1)
+            raise InputError(
+                f"grid: {self.shape[0]} layers are too few for {self.comm.size} ranks: use {most} at most, or the "
+                "algebraic body"
+            )
         rank = self.comm.rank
         self.lattice = Lattice((int(self.starts[rank + 1] - self.starts[rank]), *self.shape[1:]), kernels)
         owner = np.searchsorted(self.starts[1:], layer, side="right")
@@ -107,6 +119,11 @@ class GridLayout:
             raise InputError(
                 f"grid: {unknowns} unknowns lie on {' x '.join(map(str, self.shape))} different coordinates, which is "
                 "no filled lattice of two or three directions; use the algebraic body"
+            )
+        if self.shape[-1] > _LONGEST:
+            raise InputError(
+                f"grid: {self.shape[-1]} points in the direction of the first coordinate, and {_LONGEST} are the most: "
+                "exchange the coordinates, or use the algebraic body"
             )
         self._layer = math.prod(count + 2 for count in self.shape[1:])
         place = np.zeros(len(coordinates), dtype=np.int64)

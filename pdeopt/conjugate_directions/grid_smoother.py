@@ -128,19 +128,19 @@ class Factors:
         last, inverse, keep = self.values[:, self._last], self.inverse[self._last], self._keep[self._last]
         numbers = [h for h in range(1, len(halves)) if self._lattice.used >> h & 1]
         for b in (h for h in numbers if halves[h][0]):
-            fill[0] -= _moved(last[b] ** 2 * inverse, halves[b])
+            fill[0] -= _moved(last[b] * (last[b] * inverse), halves[b])
             for a in (h for h in numbers if h < b):
                 between = tuple(p - q for p, q in zip(halves[b], halves[a], strict=True))
                 h = halves.index(between) if between in halves else 0
                 h = h if h in numbers else 0
-                product = last[a] * last[b]
+                product = last[a] * (last[b] * inverse)
                 if h == 0:  # outside the pattern
-                    lumped = np.where(product > 0.0, keep * product, -product) * inverse
+                    lumped = np.where(product > 0.0, keep * product, -product)
                     fill[0] += _moved(lumped, halves[b])
                     if halves[a][0]:
                         fill[0] += _moved(lumped, halves[a])
                 elif halves[a][0]:
-                    fill[h] -= _moved(product * inverse, halves[a])
+                    fill[h] -= _moved(product, halves[a])
         return fill
 
     def _within(self) -> int:

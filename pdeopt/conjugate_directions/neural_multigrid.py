@@ -121,8 +121,9 @@ class NeuralMultigrid:
         with the places of the owned unknowns, in any unit of length.
     ``-pc_nmg_weights`` : learned (default), constant or PATH
         Grid body: weights of the network that predicts from each point's stencil what the smoother keeps of dropped
-        couplings: those that come with the package, where there are any for lattices of so many dimensions, none (all
-        is kept, which is safe for every positive definite matrix), or those of a file.
+        couplings: those that come with the package, where there are any for lattices of so many dimensions, none (in
+        the plane all is kept, which is safe for every positive definite matrix; in space nothing is, which is faster,
+        and what is safe stands behind it), or those of a file.
     ``-pc_nmg_strength`` : auto (default), symmetric or evolution
         Algebraic body: measure of strength, see `pdeopt.conjugate_directions.algebraic_hierarchy.Constants`.
     ``-pc_nmg_threshold`` : -1
@@ -228,7 +229,8 @@ class NeuralMultigrid:
     def preSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
         """Keep PETSc from raising before `postSolve` can stand behind the cycle. Collective: no."""
         if not self._repeating:  # the set-up is yet to come
-            self._strict = bool(ksp.getErrorIfNotConverged())
+            # Of a solve that an exception ended, as a monitor's, `postSolve` has not seen the end.
+            self._strict = bool(self._strict) or bool(ksp.getErrorIfNotConverged())
             ksp.setErrorIfNotConverged(False)
 
     def postSolve(self, pc: PETSc.PC, ksp: PETSc.KSP, b: PETSc.Vec, x: PETSc.Vec) -> None:
@@ -282,7 +284,9 @@ class NeuralMultigrid:
         self._repeating = True
         try:
             self.setUp(pc)
+            before = ksp.getIterationNumber()
             ksp.solve(b, x)
+            ksp.setIterationNumber(before + ksp.getIterationNumber())
         finally:
             self._repeating = False
             ksp.setInitialGuessNonzero(starts_at_x)
@@ -326,7 +330,7 @@ class NeuralMultigrid:
         if self.settings.body == "algebraic":
             self._why = "the algebraic body was asked for"
             return None
-        if self._refused == matrix.getSizes():
+        if self._refused == _shape(matrix):
             return None
         try:
             grid = GridMultigrid(matrix, _places(self.settings.coordinates, matrix), weights=self.settings.weights)
@@ -335,8 +339,13 @@ class NeuralMultigrid:
         except PdeoptError as error:
             if self.settings.body == "grid" or isinstance(error, WeightsError):
                 raise
-            self._why, self._refused = str(error), matrix.getSizes()
+            self._why, self._refused = str(error), _shape(matrix)
             return None
+
+
+def _shape(matrix: PETSc.Mat) -> tuple[object, float]:
+    """Return what tells the matrix's pattern from most others, the same on all ranks. Collective: yes."""
+    return matrix.getSize(), matrix.getInfo(PETSc.Mat.InfoType.GLOBAL_SUM)["nz_used"]
 
 
 def _places(given: object, matrix: PETSc.Mat) -> npt.NDArray[np.float64]:

@@ -103,7 +103,9 @@ class RecycledSpace:
             self._best = min(self._best or iterations, iterations)
         # All of these are A-orthonormal.
         candidates = np.hstack([self._vectors @ self._change, self._stored[:, : self._count]])
-        P.getDiagonal(self._out)
+        self._out.set(1.0)
+        if "aij" in P.getType():
+            P.getDiagonal(self._out)
         weighted = np.sqrt(np.abs(self._out.array_r))[:, None] * candidates
         gram = self._sum(weighted.T @ weighted)
         chosen = on_root(self._comm, lambda: np.linalg.eigh(gram)[1][:, -self._size :].copy())

@@ -73,7 +73,8 @@ def train(
     )
     for dimension in _DIMENSIONS:
         path = pathlib.Path(folder) / smoother_weights(dimension).name
-        yield path, train_smoother(dimension, path, settings, comm=comm)
+        command = f"pdeopt train neural-multigrid --seed {seed}"
+        yield path, train_smoother(dimension, path, settings, comm=comm, command=command)
 
 
 def train_smoother(
@@ -82,6 +83,7 @@ def train_smoother(
     settings: TrainerSettings,
     systems: int = _SYSTEMS,
     comm: MPI.Comm = MPI.COMM_WORLD,
+    command: str = "",
 ) -> TrainingReport:
     """Train the learned smoother for lattices of a dimension, and write its weights with a model card.
 
@@ -97,6 +99,8 @@ def train_smoother(
         How many matrices to train on; a quarter as many are held out.
     comm
         Ranks, each of which takes a share of every batch.
+    command
+        For the model card: what makes the file anew; by default this call.
 
     Collective: yes.
     """
@@ -114,7 +118,7 @@ def train_smoother(
     report = dataclasses.replace(report, training_data=_hash(training), validation_data=_hash(held_out))
     metric = on_root(comm, lambda: _metric(network, levels, held_out))
     architecture = {"dimension": dimension, "hidden": network.first.out_features}
-    command = f"pdeopt train neural-multigrid --seed {settings.seed}"
+    command = command or f"train_smoother({dimension}, path, {settings}, {systems})"
     save_weights(path, network, report.card("smoother of multigrid on lattices", architecture, command, metric), comm)
     return report
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from pdeopt.control.all_at_once_matrices import SharedMatrices
 from pdeopt.control.all_at_once_system import OptimalitySystem
+from pdeopt.parallel import CallbackErrors
 from pdeopt.report import ConvergenceError, SolveReport
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ class AllAtOnce:
         functional.get_control(control)
         self._project(control, bounds)
         converged = False
+        callbacks = CallbackErrors(self._comm)
         for number in range(_ROUNDS):
             functional.derivative(control, gradient)
             held, shift = system.active(control, gradient, bounds)
             norm = system.residual_norm(gradient, held, shift) / reference
             residuals.append(norm)
             if monitor is not None:
-                monitor(number, norm)
+                with callbacks.guard():
+                    monitor(number, norm)
+                callbacks.raise_stored()
             converged = norm <= rtol
             cycling = len(residuals) > _PATIENCE and norm > 0.5 * residuals[-1 - _PATIENCE]
             if converged or cycling or not np.isfinite(norm):

@@ -183,12 +183,13 @@ class ControlProblem:
                 )
             functional = self.reduced_functional()
             try:
-                return tao.minimise(
+                report = tao.minimise(
                     functional, method, rtol=rtol, max_iterations=max_iterations or 500, monitor=monitor
                 )
             finally:
                 functional.destroy()
-                self._free_dropped()
+            self._free_dropped()  # not after an exception, which may be this rank's alone
+            return report
         solver = NewtonSolver(self.system, self.bounds, method, self._state_solver)
         report = solver.solve(rtol=rtol, max_iterations=max_iterations or 50, monitor=monitor)
         self._free_dropped()

@@ -258,14 +258,17 @@ class UnsteadyControlProblem:
             raise OptionError(f"method 'all_at_once' does not fit: {reason}; choose 'bntr' or leave the method out")
         if method == ALL_AT_ONCE or (method is None and not reason):
             system = AllAtOnce(self)
+            report: SolveReport | None = None
             try:
-                return system.solve(rtol=rtol, max_iterations=max_iterations, monitor=monitor)
+                report = system.solve(rtol=rtol, max_iterations=max_iterations, monitor=monitor)
             except ConvergenceError:
                 if method is not None or not system.bounded:  # active sets can cycle; a trust region does not
                     raise
             finally:
                 system.destroy()
-                PETSc.garbage_cleanup(self.comm)
+            PETSc.garbage_cleanup(self.comm)  # not after an exception, which may be this rank's alone
+            if report is not None:
+                return report
         report = tao.minimise(
             self.functional, method or "bntr", rtol=rtol, max_iterations=max_iterations, monitor=monitor
         )

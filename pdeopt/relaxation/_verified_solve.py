@@ -32,6 +32,7 @@ class Task:
     norm: float  # of b
     target: float
     transposed: bool
+    symmetric: bool  # as far as its features tell
 
 
 class VerifiedSolve:
@@ -84,6 +85,7 @@ class VerifiedSolve:
         if not go_on and task.start is None:
             x.set(0.0)
             task.b.copy(self._rhs)
+            self._project(task, self._rhs)
         else:
             if not go_on:
                 assert task.start is not None
@@ -117,7 +119,7 @@ class VerifiedSolve:
             # The method's own residual drifted from the true one: go on from here, as iterative refinement does.
             if not residual < 0.5 * former or reason < 0:
                 break
-        if math.isfinite(residual) and residual <= self._rounding(task):
+        if math.isfinite(residual) and residual <= min(self._rounding(task), task.norm):
             return Reason.CONVERGED_RTOL, total, residual, seconds
         return reason if reason < 0 else Reason.DIVERGED_BREAKDOWN, total, residual, seconds
 
@@ -126,7 +128,16 @@ class VerifiedSolve:
         assert self._residual is not None
         (task.A.multTranspose if task.transposed else task.A.mult)(task.x, self._residual)
         self._residual.aypx(-1.0, task.b)
+        self._project(task, self._residual)
         return float(self._residual.norm())
+
+    def _project(self, task: Task, vector: PETSc.Vec) -> None:
+        """Take out of a right-hand side what no x can reach, where the matrix says so. Collective: yes."""
+        null = task.A.getNullSpace() if task.transposed else task.A.getTransposeNullSpace()
+        if not null.handle and task.symmetric:
+            null = task.A.getNullSpace()
+        if null.handle:
+            null.remove(vector)
 
     def _rounding(self, task: Task) -> float:
         """Return the residual that rounding leaves, as in a factorisation. Collective: yes."""

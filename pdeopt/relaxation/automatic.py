@@ -200,7 +200,7 @@ class AutoKSP(Automatic):
         if A == P and features.symmetric:
             transposed = False
         start = x.copy() if ksp.getInitialGuessNonzero() else None
-        task = Task(ksp, A, P, b, x, start, norm, max(rtol * norm, atol), transposed)
+        task = Task(ksp, A, P, b, x, start, norm, max(rtol * norm, atol), transposed, features.symmetric)
         total, reason, residual = 0, 0, math.nan
         direct = self._factor_pays(P, features)
         watch, go_on = Stopwatch(), False
@@ -224,6 +224,7 @@ class AutoKSP(Automatic):
                 choice = self._race.best
                 continue
             self.fallbacks += 1
+            go_on = False  # not from what it left, perhaps NaN
             self._chooser.give_up(choice, reason, how)
             self._drop(choice.name)
             choice = self._chooser.candidates(direct)[0]
