@@ -276,3 +276,33 @@ def test_settings_are_checked():
     problem = Diffusion("triangle", (6, 5))
     with pytest.raises(InputError, match="keep"):
         GridMultigrid(problem.matrix, problem.places, CycleSettings(keep=1.5))
+
+
+@pytest.mark.parametrize("unit", [1e-23, 1e20])
+def test_unit_of_the_matrix_does_not_matter(unit):
+    """Squares of its entries are no numbers of single precision."""
+    problem = Diffusion("triangle", (32, 32), strong=(1.0, 1.0))
+    expected, _ = solve(problem.matrix, problem.right, GridMultigrid(problem.matrix, problem.places))
+    problem.matrix.scale(unit)
+    found, residual = solve(problem.matrix, problem.right, GridMultigrid(problem.matrix, problem.places))
+    assert found <= expected + 1
+    assert residual <= 1e-8
+
+
+@pytest.mark.parallel([1, 2])
+def test_coordinates_of_another_shape_are_refused():
+    problem = Diffusion("triangle", (12, 9))
+    with pytest.raises(InputError, match=r"coordinates of shape .*\(rows, 2 or 3\)"):
+        GridMultigrid(problem.matrix, problem.places[:, 0])
+
+
+def test_rows_too_long_for_the_stack_are_refused():
+    count = 2**17 + 1
+    matrix = PETSc.Mat().createAIJ((2 * count, 2 * count), nnz=1, comm=MPI.COMM_SELF)
+    matrix.setUp()
+    for row in (0, 2 * count - 1):
+        matrix.setValue(row, row, 1.0)
+    matrix.assemble()
+    places = np.stack([np.tile(np.arange(count), 2), np.repeat([0.0, 1.0], count)], axis=1)
+    with pytest.raises(InputError, match="exchange the coordinates"):
+        GridMultigrid(matrix, places)
