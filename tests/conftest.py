@@ -25,9 +25,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 os.environ.setdefault("MPIEXEC_TIMEOUT", str(TEST_SECONDS - 20))
 os.environ.setdefault("PYVISTA_OFF_SCREEN", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
-if int(os.environ.get("PMI_SIZE", "1")) > (os.cpu_count() or 1):
-    # Ranks that share a core sleep while they wait: MPICH's would spin.
-    os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
 from mpi4py import MPI  # noqa: E402
 
