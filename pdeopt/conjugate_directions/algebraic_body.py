@@ -1,6 +1,7 @@
 """Multigrid from the matrix alone: the hierarchy of its class, and a cycle over it."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from pdeopt.conjugate_directions.block_cycle import BlockCycle, fits
 from pdeopt.report import InputError
 
 __all__ = ["AlgebraicMultigrid"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class AlgebraicMultigrid:
@@ -59,8 +62,8 @@ class AlgebraicMultigrid:
             try:
                 self._cycle = BlockCycle(matrix, chosen, singular)
                 return
-            except InputError:
-                pass  # PETSc's kernels factorise a large coarsest level, or say what is wrong
+            except InputError as error:  # PETSc's kernels factorise a large coarsest level, or say what is wrong
+                _LOGGER.info("multigrid by aggregation: %s: not compiled, but by PETSc's kernels", error)
         self._cycle = AlgebraicCycle(build_hierarchy(matrix, chosen, rows), prefix, singular)
 
     def update(self, matrix: PETSc.Mat) -> bool:

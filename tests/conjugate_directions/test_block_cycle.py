@@ -104,3 +104,21 @@ def test_floating_body_is_solved(cells):
     assert ksp.getConvergedReason() > 0
     assert (b - A * x).norm() <= 1e-6 * b.norm()
     ksp.destroy()
+
+
+@pytest.mark.parametrize("case", ["bracket"], indirect=True)
+def test_a_large_coarsest_level_is_left_to_petsc(case, caplog):
+    """With nothing strong there are no aggregates, and a dense inverse of all unknowns would be dear."""
+    caplog.set_level("INFO", logger="pdeopt")
+    ksp = PETSc.KSP().create(case.comm)
+    ksp.setOperators(case.A)
+    ksp.setType("cg")
+    ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
+    ksp.setTolerances(rtol=1e-8)
+    ksp.getPC().setType("python")
+    ksp.getPC().setPythonContext(NeuralMultigrid(MultigridSettings("algebraic", threshold=0.999)))
+    x = case.b.duplicate()
+    ksp.solve(case.b, x)
+    assert (case.b - case.A * x).norm() <= 2e-8 * case.b.norm()
+    assert "too many for an inverse" in caplog.text
+    ksp.destroy()
